@@ -23,8 +23,9 @@ from meprop_bench.cli.options import Grouped, examples, with_format, with_out, w
 from meprop_bench.cli.output import as_record, complaining, interrupted, results_folder, write, write_tables
 from meprop_bench.cli.recipe import RECIPE_GROUPS, recipe_of, with_recipe
 from meprop_bench.durations import duration
-from meprop_bench.errors import ExitCode
+from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.progress import live
+from meprop_bench.results.axes import AXES
 from meprop_bench.sweep.accuracy import MARGIN
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ _WORDS = {"pass": "parity holds", "fail": "parity is broken", "inconclusive": "i
     groups={
         **RECIPE_GROUPS,
         "Comparison": ("margin", "seeds", "budgets", "processes", "threads"),
+        "Training by several processes": ("world-size", "exchange"),
         "Several machines": ("shard", "ray"),
         "Output": ("out", "resume", "format"),
     },
@@ -55,6 +57,7 @@ _WORDS = {"pass": "parity holds", "fail": "parity is broken", "inconclusive": "i
         "meprop-bench parity --task digits --method unified --k 0.1 --epochs 5",
         "meprop-bench parity --task mnist --method meprop --k 80 --epochs 10 --seeds 3",
         "meprop-bench parity --task mnist --method meprop --k 80 --seeds 8 --shard 2/4",
+        "meprop-bench parity --task mnist --method unified --k 64 --hidden 2048 --batch 256 --world-size 2",
     ),
 )
 @with_recipe
@@ -80,6 +83,13 @@ _WORDS = {"pass": "parity holds", "fail": "parity is broken", "inconclusive": "i
     help="Trainings that run at the same time [default: the physical cores].",
 )
 @click.option("--threads", type=int, default=1, show_default=True, metavar="N", help="CPU threads of each training.")
+@click.option(
+    "--world-size",
+    type=int,
+    metavar="N",
+    help="Train as so many processes would, each with batches of its own [default: 1]; one process computes it.",
+)
+@click.option("--exchange", metavar="NAME", help=AXES["exchange"].help)
 @with_shard()
 @with_ray
 @with_out
@@ -102,6 +112,8 @@ def command(
     refuse_shard(ray, shard)
     if budgets is not None:
         refuse_search(ray)
+        if given["world_size"] or given["exchange"]:
+            raise UserError("training times are those of one process: leave --world-size or --budgets out")
         from meprop_bench.cli.tune import request_of, run_tune
 
         given["method"] = given["method"] or ("meprop" if given["k"] else None)  # as without --budgets

@@ -129,8 +129,7 @@ class Agreed(Bucket):
 
     def send_rows(self, signatures: list[list[int]]) -> None:
         """See `Bucket`; ExchangeError where the rows are not the same."""
-        self._work: Waiting | None = None
-        self._blocks: list[Tensor | None] = []
+        self._blocks: list[Tensor | None] = [None] * len(self.entries)
         sizes = []
         for i, (entry, gradient) in enumerate(zip(self.entries, self.gradients, strict=True)):
             for rank, (count, signature) in enumerate(zip(self.rows[i], signatures[i], strict=True)):
@@ -144,20 +143,15 @@ class Agreed(Bucket):
         if not sum(sizes):
             return
         flat = torch.empty(sum(sizes), dtype=self.dtype, device=self.device)
-        for gradient, part in zip(self.gradients, torch.split(flat, sizes), strict=True):
-            block = None
+        for i, (gradient, part) in enumerate(zip(self.gradients, torch.split(flat, sizes), strict=True)):
             if gradient is not None and part.numel():
-                block = part.view(-1, gradient.shape[1])
+                self._blocks[i] = block = part.view(-1, gradient.shape[1])
                 torch.mul(gradient._values(), 1 / self.channel.size, out=block)
-            self._blocks.append(block)
-        self._work = self.channel.sum(flat)
+        self.waiting.append(self.channel.sum(flat))
 
     def finish_rows(self) -> None:
         """See `Bucket`."""
-        if self._work is None:
-            return
-        self._work.wait()
         for entry, gradient, block in zip(self.entries, self.gradients, self._blocks, strict=True):
             if gradient is not None and block is not None:
                 entry.parameter.grad = hybrid_rows(gradient._indices(), block, entry.parameter.shape[0])
-        self._work, self._blocks = None, []
+        del self._blocks

@@ -1,12 +1,13 @@
 """A bucket: parameters whose rows are exchanged together, in two collectives.
 
-    announced   each rank says how many rows it has of each parameter                     (P, 2 L) numbers
+    announced   each rank says how many rows it has of each parameter                     (P, 1 + 2 L) numbers
     sent        the rows themselves, by the way that the subclass is                      one buffer for all
     finished    the gradients that come of it are the parameters'
 
 What is announced makes the rest sound: ranks may have different numbers of rows, none at all (a layer that did not run
 there), or a dense gradient (k >= n), and each knows of the others before a buffer is laid out. It overlaps with the
-backward pass. All ranks go through their buckets in one order, whatever the order in which their gradients come.
+backward pass. All ranks go through their buckets in one order, whatever the order in which their gradients come. The
+first number counts the passes, so that what one that was broken off has left behind is never taken for another's.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from meprop_bench.distributed.channel import Channel, Waiting
+from meprop_bench.distributed.channel import Channel, ExchangeError, Waiting
 from meprop_bench.optim.table import each_once
 
 __all__ = ["Bucket", "Entry"]
@@ -43,16 +44,22 @@ class Entry(NamedTuple):
 class Bucket(ABC):
     """See the module. Its parameters have one dtype and one device."""
 
-    def __init__(self, channel: Channel, entries: Sequence[Entry]) -> None:
-        self.channel, self.entries = channel, entries
+    def __init__(self, channel: Channel, entries: Sequence[Entry], number: int) -> None:
+        self.channel, self.entries, self.number = channel, entries, number
+        self.words = 1 + 2 * len(entries)  # that each rank announces
         self.dtype, self.device = entries[0].parameter.dtype, entries[0].parameter.device
+        self._passes = 0
+        self.waiting: list[Waiting] = []  # for all that is under way
         self.open()
 
     def open(self) -> None:
-        """Be as at the beginning of a backward pass."""
+        """Be as at the beginning of a backward pass; wait for what one that was broken off has begun."""
+        for each in self.waiting:
+            each.wait()
+        self.waiting.clear()
         self._missing = set(range(len(self.entries)))
         self._announced: tuple[Tensor, Waiting] | None = None
-        self._dense: list[tuple[Entry, Tensor, Waiting]] = []
+        self._dense: list[tuple[Entry, Tensor]] = []
         self.gradients: list[Tensor | None] = []
 
     def arrive(self, index: int) -> None:
@@ -65,7 +72,7 @@ class Bucket(ABC):
 
     def announce(self) -> None:
         """Begin to tell the others what gradients there are."""
-        words = []
+        words = [self._passes]
         for entry in self.entries:
             gradient = entry.parameter.grad
             if gradient is not None and gradient.is_sparse:
@@ -75,6 +82,7 @@ class Bucket(ABC):
                 words += [_NONE if gradient is None else _DENSE, 0]
             self.gradients.append(gradient)
         self._announced = self.send_words(torch.tensor(words))
+        self.waiting.append(self._announced[1])
 
     def announced(self) -> bool:
         """Whether all ranks have said what they have."""
@@ -85,15 +93,21 @@ class Bucket(ABC):
         assert self._announced is not None
         everyone, waiting = self._announced
         waiting.wait()
-        words = everyone.reshape(self.channel.size, len(self.entries), 2).tolist()
-        counts = [[word[i][0] for word in words] for i in range(len(self.entries))]
+        words = everyone.tolist()
+        for rank, (passes, *_) in enumerate(words):
+            if passes != self._passes:
+                raise ExchangeError(
+                    f"rank {rank} is at its backward pass {passes} of those whose gradients are exchanged, rank"
+                    f" {self.channel.rank} at {self._passes}: all ranks have to make the same ones, and to their ends"
+                )
+        counts = [[word[1 + 2 * i] for word in words] for i in range(len(self.entries))]
         self.rows = [[max(count, 0) for count in of_entry] for of_entry in counts]
         self.some = [max(of_entry) >= 0 for of_entry in counts]
         for i, of_entry in enumerate(counts):
             if _DENSE in of_entry:
                 self._send_dense(i)
                 self.rows[i], self.some[i] = [0] * self.channel.size, False
-        self.send_rows([[word[i][1] for word in words] for i in range(len(self.entries))])
+        self.send_rows([[word[2 + 2 * i] for word in words] for i in range(len(self.entries))])
 
     def _send_dense(self, index: int) -> None:
         """Begin to average a gradient that is dense on some rank."""
@@ -103,19 +117,25 @@ class Bucket(ABC):
         else:
             dense = gradient.to_dense() if gradient.is_sparse else gradient
             mean = torch.mul(dense, 1 / self.channel.size).contiguous()
-        self._dense.append((entry, mean, self.channel.sum(mean)))
+        self._dense.append((entry, mean))
+        self.waiting.append(self.channel.sum(mean))
 
     def finish(self) -> None:
         """Wait for all, and give the parameters their gradients."""
         with torch.no_grad():
-            for entry, mean, waiting in self._dense:
-                waiting.wait()
+            for each in self.waiting:
+                each.wait()
+            for entry, mean in self._dense:
                 entry.parameter.grad = mean
             self.finish_rows()
         self.open()
 
+    def expect(self) -> None:
+        """Be informed that a backward pass has begun whose gradients are exchanged: the others may be ahead."""
+        self._passes += 1
+
     def send_words(self, words: Tensor) -> tuple[Tensor, Waiting]:
-        """Begin to send what is announced, int64 `(2 L,)`; return where all ranks' will be, `(P, 2 L)`."""
+        """Begin to send what is announced, int64 `(1 + 2 L,)`; return where all ranks' will be, `(P, 1 + 2 L)`."""
         return self.channel.gather(words)
 
     def signature(self, gradient: Tensor) -> int:
@@ -132,4 +152,4 @@ class Bucket(ABC):
 
     @abstractmethod
     def finish_rows(self) -> None:
-        """Wait for the rows, and give the parameters their gradients."""
+        """Give the parameters their gradients: all that was begun (`waiting`) is there."""

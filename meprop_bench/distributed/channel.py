@@ -7,12 +7,18 @@ differently on two ranks, and a rank would add up what does not belong together.
     control   gloo: how many rows there are; on the CPU, as the host has to know
     rows      the backend of the model's process group: the rows themselves
     scores    the same: what neurons are selected by, which somebody waits for, and which must not queue behind rows
+
+Where gloo carries them, rows are gathered by a message from each rank to each other one, which are as many bytes as a
+ring sends. A message goes from the thread that sends it, at once, a collective by way of a thread of gloo's. Messages
+have tags, by which they find each other in any order. Two ranks add up likewise: each sends the other all it has, the
+bytes of a ring again, and half its messages.
 """
 
 from __future__ import annotations
 
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -22,10 +28,14 @@ from torch import Tensor
 
 from meprop_bench.optional import said
 
-__all__ = ["BytesSent", "Channel", "ExchangeError", "Waiting"]
+__all__ = ["DENSE", "PAIR", "BytesSent", "Channel", "ExchangeError", "Waiting"]
 
 _gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 """By its new name, where torch has that."""
+PAIR = 2
+"""Ranks for which a sum is one message."""
+DENSE = 1
+"""The tag of the sums of dense gradients, which keep to an order of their own; all others have the tag 0."""
 
 
 class ExchangeError(RuntimeError):
@@ -53,21 +63,38 @@ class BytesSent(NamedTuple):
 
 
 class Waiting:
-    """A collective that is under way."""
+    """What is under way: a collective, or messages, of which gloo says that they have come only to who waits.
 
-    def __init__(self, channel: Channel, work: Any) -> None:
-        self._channel, self._work = channel, work
+    Args:
+        channel: by which.
+        works: torch's.
+        timeout: of each, None for as long as its group has it.
+        summand: `(sum, other)`, of which one is added to the other once it is there.
+
+    """
+
+    def __init__(
+        self,
+        channel: Channel,
+        works: list[Any],
+        timeout: timedelta | None = None,
+        summand: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        self._channel, self.works, self._timeout, self._summand = channel, works, timeout, summand
 
     def done(self) -> bool:
-        """Whether `wait` would not wait; also when it has failed."""
-        return bool(self._work.is_completed())
+        """Whether `wait` would not wait, as far as that is known; also when it has failed."""
+        return all(work.is_completed() for work in self.works)
 
     def wait(self) -> None:
-        """Wait until the result is there; ExchangeError where it will never be."""
-        try:
-            self._work.wait()
-        except RuntimeError as error:
-            raise self._channel.failure(error) from error
+        """Wait until the result is there, if nobody has; ExchangeError where it will never be."""
+        works, self.works = self.works, []
+        with self._channel.failing():
+            for work in works:
+                work.wait() if self._timeout is None else work.wait(self._timeout)
+        if self._summand is not None:
+            (total, other), self._summand = self._summand, None
+            total.add_(other)
 
 
 class Channel:
@@ -85,18 +112,18 @@ class Channel:
         assert group is not None
         self.size, self.rank = dist.get_world_size(group), dist.get_rank(group)
         self._ranks = dist.get_process_group_ranks(group)
+        self._others = [(self.rank + step) % self.size for step in range(1, self.size)]
         # By default a new group would wait for half an hour, whatever this one does.
         self._timeout = _timeout_of(group) if timeout is None else timeout
         # Ranks outside of a part of them need not be here; groups are named by their ranks then, and a name must not be
         # used again, since others would find the addresses of those who had it: so such groups stay.
         self._part = group is not dist.group.WORLD
         backend = dist.get_backend(group) if self._part else None
-        try:
+        with self.failing():
             self._control = self._new("gloo")
             self._rows = self._new(backend)
             self._scores = self._new(backend) if scores else None
-        except RuntimeError as error:
-            raise self.failure(error) from error
+        self._gloo = _is_gloo(self._rows)
         self.forget()
 
     def _new(self, backend: str | None) -> dist.ProcessGroup:
@@ -125,25 +152,56 @@ class Channel:
         """How often a rank sends a tensor that is summed by a ring."""
         return 2 * (self.size - 1) / self.size
 
-    def gather(self, mine: Tensor, *, indices: int | None = None, control: int = 0) -> tuple[Tensor, Waiting]:
-        """Begin to gather a tensor of each rank: counts; or rows, of which so many bytes say which, and are counts.
+    def has_messages(self, device: torch.device) -> bool:
+        """Whether what is on a device goes by messages, which find each other in any order, or by collectives."""
+        return self._gloo and device.type == "cpu"
 
-        All ranks have the same shape `(s,)`, and get `(P, s)`.
-        """
+    def gather(self, mine: Tensor) -> tuple[Tensor, Waiting]:
+        """Begin to gather words of each rank, on the CPU: all have the same shape `(s,)`, and get `(P, s)`."""
         everyone = mine.new_empty(self.size, mine.numel())
-        size, times = mine.numel() * mine.element_size(), self.size - 1
-        group = self._control if indices is None else self._rows
-        if indices is None:
-            indices, control = 0, size
-        self._sent["rows"] += times * (size - indices - control)
+        self._sent["control"] += (self.size - 1) * mine.nbytes
+        return everyone, self._begun(_gather, everyone.view(-1), mine, group=self._control)
+
+    def receive(self, everyone: Tensor, tag: int) -> Waiting:
+        """Begin to receive, by messages, what `gather_rows` gathers: the others may be ahead."""
+        with self.failing():
+            works = [self._rows.recv([everyone[rank]], rank, tag) for rank in self._others]
+        return Waiting(self, works, self._timeout)
+
+    def gather_rows(
+        self, everyone: Tensor, tag: int, *, indices: int, control: int, receiving: Waiting | None = None
+    ) -> Waiting:
+        """Begin to give the others this rank's part of `everyone` `(P, s)`, and to get theirs.
+
+        Of its bytes some say which rows these are, and some how many. The tag, above `DENSE`, is no other's that are
+        under way. What has been begun by `receive` goes on.
+        """
+        mine, times = everyone[self.rank], self.size - 1
+        self._sent["rows"] += times * (mine.nbytes - indices - control)
         self._sent["indices"] += times * indices
         self._sent["control"] += times * control
-        return everyone, self._begun(_gather, everyone.view(-1), mine, group=group)
+        if not self.has_messages(everyone.device):
+            return self._begun(_gather, everyone.view(-1), mine.clone(), group=self._rows)
+        waiting = self.receive(everyone, tag) if receiving is None else receiving
+        with self.failing():
+            waiting.works += [self._rows.send([mine], rank, tag) for rank in self._others]
+        return waiting
 
-    def sum(self, tensor: Tensor, *, scores: bool = False) -> Waiting:
-        """Begin to add a contiguous tensor up over the ranks, in place: rows or scores."""
-        self._sent["scores" if scores else "rows"] += self._ring * tensor.numel() * tensor.element_size()
-        return self._begun(dist.all_reduce, tensor, group=self._scores if scores else self._rows)
+    def sum(self, tensor: Tensor, *, scores: bool = False, tag: int = 0) -> Waiting:
+        """Begin to add a contiguous tensor up over the ranks, in place: rows or scores; or dense gradients (`DENSE`).
+
+        Sums of one tag are begun in one order on all ranks.
+        """
+        if tag != DENSE:  # what of these is sent is known beforehand
+            self._sent["scores" if scores else "rows"] += self._ring * tensor.nbytes
+        group = self._scores if scores else self._rows
+        if self.size != PAIR or not self.has_messages(tensor.device):
+            return self._begun(dist.all_reduce, tensor, group=group)
+        assert group is not None
+        other, peer = torch.empty_like(tensor), 1 - self.rank
+        with self.failing():
+            works = [group.recv([other], peer, tag), group.send([tensor], peer, tag)]
+        return Waiting(self, works, self._timeout, (tensor, other))
 
     def broadcast(self, tensor: Tensor) -> None:
         """Give all ranks the first one's tensor."""
@@ -152,10 +210,8 @@ class Channel:
     def descriptions(self, mine: Any) -> list[Any]:
         """Return what each rank gives."""
         everyone: list[Any] = [None] * self.size
-        try:
+        with self.failing():
             dist.all_gather_object(everyone, mine, group=self._control)
-        except RuntimeError as error:
-            raise self.failure(error) from error
         return everyone
 
     def total(self, number: int) -> int:
@@ -165,12 +221,18 @@ class Channel:
         return int(everyone.sum())
 
     def _begun(self, collective: Any, *args: Any, **keywords: Any) -> Waiting:
-        try:
-            return Waiting(self, collective(*args, **keywords, async_op=True))
-        except RuntimeError as error:
-            raise self.failure(error) from error
+        with self.failing():
+            return Waiting(self, [collective(*args, **keywords, async_op=True)])
 
-    def failure(self, error: Exception) -> ExchangeError:
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """Raise ExchangeError where torch or gloo fails."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: Exception) -> ExchangeError:
         """Return what is said when a collective has failed."""
         reason = re.sub(r"^\w+: (\[\S+:\d+\] )?", "", said(error)).partition(". ")[0]  # without gloo's advice
         return ExchangeError(
@@ -187,3 +249,11 @@ def _timeout_of(group: dist.ProcessGroup) -> timedelta | None:
         except (RuntimeError, AttributeError):
             continue
     return None
+
+
+def _is_gloo(group: dist.ProcessGroup) -> bool:
+    """Whether gloo carries what a group sends from the CPU."""
+    try:
+        return bool(group._get_backend(torch.device("cpu")).name() == "gloo")
+    except RuntimeError:
+        return False

@@ -4,7 +4,8 @@
     rows = ⋃_r h_r          G[i] = 1 / P Σ_r G_r[i]      P - 1 times as many bytes as a rank has, and up to P k rows
 
 Where a bucket had the same most rows in two exchanges, as k rows of a unified selection are, the next one makes room
-for so many beside what is announced, and is done in one collective if they suffice.
+for so many beside what is announced, and is done in one message to each rank if they suffice. It is laid out once, and
+the others' messages may come from the beginning of the backward pass on.
 
 Every rank adds up in the order of the ranks, so that all have the same bits. A row whose sum is zero stays a row: that
 it was selected is what an optimizer by rows counts.
@@ -13,31 +14,52 @@ it was selected is what an optimizer by rows counts.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from itertools import accumulate
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from meprop_bench.distributed.buckets import Bucket
-from meprop_bench.distributed.channel import Waiting
+from meprop_bench.distributed.buckets import Bucket, Entry
+from meprop_bench.distributed.channel import DENSE, Waiting
 from meprop_bench.ops.kernels import compiled, hybrid_rows
 
 __all__ = ["Gathered", "union"]
 
 _UNION = "meprop_bench.ops.kernels.native.union"
+_FIRST = DENSE + 1
+"""The first tag of messages with rows: a bucket has two, for what comes beside the announcement and after it."""
 _INDEX = 8
-"""Bytes of a row's number."""
+"""Bytes of a row's number, and of a word that is announced."""
 
 
-class _Layout(NamedTuple):
-    """Where a bucket's gradients are in the buffer of a rank: first the rows' numbers of all, then the rows."""
+class _Buffer:
+    """What ranks send each other: words, the numbers of all rows, then the rows."""
 
-    room: list[int]  # rows of each parameter
-    first: list[int]  # of these, the place of each parameter's first
-    values: list[int]  # the place of each parameter's first number
-    rows: int
-    size: int  # bytes
+    def __init__(self, ranks: int, entries: Sequence[Entry], room: list[int], words: int = 0) -> None:
+        parameter = entries[0].parameter
+        self.room, rows = room, sum(room)
+        first = list(accumulate(room, initial=words))
+        numbers = list(accumulate(count * entry.width for count, entry in zip(room, entries, strict=True)))
+        # In whole words, so that the next rank's are aligned.
+        size = words + rows + -(-numbers[-1] * parameter.element_size() // _INDEX)
+        self.everyone = parameter.new_empty(ranks, size, dtype=torch.int64, requires_grad=False)
+        self.words = self.everyone[:, :words]
+        self.indices, self.control = _INDEX * rows, _INDEX * words  # bytes
+        self.parts: list[list[tuple[Tensor, Tensor]]] = []  # row numbers and rows, of each rank and parameter
+        for of_rank in self.everyone:
+            values = of_rank[words + rows :].view(parameter.dtype)
+            self.parts.append(
+                [
+                    (of_rank[at : at + count], values[end - count * entry.width : end].view(count, entry.width))
+                    for at, count, end, entry in zip(first, room, numbers, entries, strict=False)
+                ]
+            )
+
+    def part(self, rank: int, i: int, count: int) -> tuple[Tensor, Tensor]:
+        """Return the first row numbers and rows of a rank's parameter."""
+        rows, values = self.parts[rank][i]
+        return (rows, values) if count == self.room[i] else (rows[:count], values[:count])
 
 
 class Gathered(Bucket):
@@ -45,84 +67,72 @@ class Gathered(Bucket):
 
     _most: list[int] | None = None
     """The most rows that a rank had of each parameter, in the last exchange."""
-    _expected: list[int] | None = None
-    """The same, if it was so before; else None."""
-    _early: tuple[_Layout, Tensor] | None = None
-    """The rows that come beside what is announced."""
+    _early: _Buffer | None = None
+    """For rows that come beside what is announced, if the last two exchanges had the same most."""
+    _receiving: Waiting | None = None
+    """Of what comes into that."""
+
+    def expect(self) -> None:
+        """See `Bucket`."""
+        super().expect()
+        if self._early is not None and self._receiving is None:
+            self._receiving = self.channel.receive(self._early.everyone, 2 * self.number + _FIRST)
 
     def send_words(self, words: Tensor) -> tuple[Tensor, Waiting]:
         """See `Bucket`."""
-        if self._expected is None or self.device.type != "cpu":
+        early = self._early
+        if early is None:
             return super().send_words(words)
-        layout, header = self._laid_out(self._expected), _INDEX * len(words)
-        mine = torch.empty(header + layout.size, dtype=torch.uint8)
-        mine[:header].view(torch.int64).copy_(words)
-        self._fill(mine[header:], layout)
-        everyone, waiting = self.channel.gather(mine, indices=_INDEX * layout.rows, control=header)
-        self._early = layout, everyone[:, header:]
-        return everyone.view(torch.int64)[:, : len(words)], waiting
+        early.words[self.channel.rank] = words
+        self._fill(early)
+        receiving, self._receiving = self._receiving, None
+        return early.words, self._gather(early, 2 * self.number + _FIRST, receiving)
 
     def send_rows(self, signatures: list[list[int]]) -> None:
         """See `Bucket`."""
-        most, before, self._work = [max(counts) for counts in self.rows], self._most, None
-        early, self._early = self._early, None
-        self._most, self._expected = most, most if most == before and any(most) else None
-        if early is not None and all(count <= room for count, room in zip(most, early[0].room, strict=True)):
-            self._layout, self._everyone = early
-            return
-        self._layout = self._laid_out(most)
-        if not self._layout.rows:
-            return
-        mine = torch.empty(self._layout.size, dtype=torch.uint8, device=self.device)
-        self._fill(mine, self._layout)
-        self._everyone, self._work = self.channel.gather(mine, indices=_INDEX * self._layout.rows)
+        most, before, early = [max(counts) for counts in self.rows], self._most, self._early
+        if early is not None and all(count <= room for count, room in zip(most, early.room, strict=True)):
+            self._buffer = early
+        else:
+            self._buffer = _Buffer(self.channel.size, self.entries, most)
+            if any(most):
+                self._fill(self._buffer)
+                self.waiting.append(self._gather(self._buffer, 2 * self.number + _FIRST + 1))
+        self._most = most
+        if most != before or not any(most) or not self.channel.has_messages(self.device):
+            self._early = None
+        elif early is None or early.room != most:
+            self._early = _Buffer(self.channel.size, self.entries, most, self.words)
 
-    def _laid_out(self, room: list[int]) -> _Layout:
-        """Return the layout with room for so many rows of each parameter."""
-        rows = list(accumulate(room, initial=0))
-        values = list(accumulate((r * e.width for r, e in zip(room, self.entries, strict=True)), initial=0))
-        size = _INDEX * (
-            rows[-1] + -(-values[-1] * self.dtype.itemsize // _INDEX)
-        )  # so that the next rank's is aligned
-        return _Layout(room, rows[:-1], values[:-1], rows[-1], size)
+    def _gather(self, buffer: _Buffer, tag: int, receiving: Waiting | None = None) -> Waiting:
+        return self.channel.gather_rows(
+            buffer.everyone, tag, indices=buffer.indices, control=buffer.control, receiving=receiving
+        )
 
-    def _fill(self, buffer: Tensor, layout: _Layout) -> None:
+    def _fill(self, buffer: _Buffer) -> None:
         """Write what this rank has, as far as there is room for it."""
         for i, gradient in enumerate(self.gradients):
-            if (
-                gradient is not None
-                and gradient.is_sparse
-                and (count := gradient._indices().shape[1]) <= layout.room[i]
-            ):
-                idx, numbers = self._part(buffer, layout, i, count)
-                idx.copy_(gradient._indices()[0])
-                numbers.copy_(gradient._values())
-
-    def _part(self, buffer: Tensor, layout: _Layout, i: int, count: int) -> tuple[Tensor, Tensor]:
-        """Return the first rows and values of a parameter in a rank's buffer."""
-        width = self.entries[i].width
-        idx = buffer[: _INDEX * layout.rows].view(torch.int64)[layout.first[i] :][:count]
-        numbers = buffer[_INDEX * layout.rows :].view(self.dtype)[layout.values[i] :][: count * width]
-        return idx, numbers.view(count, width)
+            if gradient is None or not gradient.is_sparse:
+                continue
+            idx = gradient._indices()[0]
+            if len(idx) <= buffer.room[i]:
+                rows, values = buffer.part(self.channel.rank, i, len(idx))
+                rows.copy_(idx)
+                values.copy_(gradient._values())
 
     def finish_rows(self) -> None:
         """See `Bucket`."""
-        if self._work is not None:
-            self._work.wait()
         for i, entry in enumerate(self.entries):
             if not self.some[i]:
                 continue
             if any(self.rows[i]):
-                parts = [
-                    self._part(self._everyone[rank], self._layout, i, count) for rank, count in enumerate(self.rows[i])
-                ]
+                parts = [self._buffer.part(rank, i, count) for rank, count in enumerate(self.rows[i])]
                 rows, values = union(parts, 1 / self.channel.size)
             else:
                 rows = torch.empty(0, dtype=torch.int64, device=self.device)
                 values = torch.empty(0, entry.width, dtype=self.dtype, device=self.device)
             entry.parameter.grad = hybrid_rows(rows, values, entry.parameter.shape[0])
-        self._work = None
-        vars(self).pop("_everyone", None)
+        del self._buffer
 
 
 def union(parts: list[tuple[Tensor, Tensor]], scale: float) -> tuple[Tensor, Tensor]:

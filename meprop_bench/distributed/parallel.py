@@ -2,7 +2,8 @@
 
     model     = DataParallel(convert(...)ed model)
     rows      weights of layers with `sparse=True`: exchanged here, gathered or agreed
-    the rest  by torch's own DistributedDataParallel, which does not see the rows
+    the rest  by torch's own DistributedDataParallel, which does not see the rows; between two ranks of gloo's, if it
+              is not more than a bucket, its sum is one message each way
 
 A backward pass, on each rank:
 
@@ -28,12 +29,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd import Variable
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook, fp16_compress_hook
+from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parallel.distributed import _find_tensors
 
 from meprop_bench.distributed.agreed import Agreed, Agreement, Choice
 from meprop_bench.distributed.buckets import Bucket, Entry
-from meprop_bench.distributed.channel import BytesSent, Channel
+from meprop_bench.distributed.channel import DENSE, PAIR, BytesSent, Channel, Waiting
 from meprop_bench.distributed.gathered import Gathered
 from meprop_bench.nn.linear import MePropLinear
 from meprop_bench.ops.selection import resolve_k
@@ -100,6 +102,7 @@ class DataParallel(nn.Module):
         )
         self.module = module
         self._dense_bytes: float | None = _register(self._ddp, comm_hook, process_group)
+        self._dense: list[tuple[Future[Tensor], Tensor, Waiting]] = []
         for entry in entries:
             channel.broadcast(entry.parameter.detach())
         agreed = {id(layer.weight) for layer in choosing.values()}
@@ -110,6 +113,8 @@ class DataParallel(nn.Module):
             for number, layer in enumerate(choosing.values()):
                 layer.choose = Choice(self._agreement, number)
         here = weakref.ref(self)
+        if self._ddp is not None and comm_hook is None and _go_by_messages(self._ddp, channel, bucket_bytes):
+            self._ddp.register_comm_hook(here, _dense_is_there)
         weakref.finalize(self, channel.close).atexit = False
         for number, bucket in enumerate(self._buckets):
             for index, entry in enumerate(bucket.entries):
@@ -122,9 +127,10 @@ class DataParallel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model."""
-        self._running, self._expected = False, self._sync and torch.is_grad_enabled()
-        if self._agreement is not None:
-            self._agreement.forget()
+        if torch.is_grad_enabled():  # what is computed without gradients changes nothing for a pass that is to come
+            self._running, self._expected = False, self._sync
+            if self._agreement is not None:
+                self._agreement.forget()
         out = (self.module if self._ddp is None else self._ddp)(*args, **kwargs)
         if torch.is_grad_enabled() and (self._buckets or self._agreement is not None):
             here = weakref.ref(self)
@@ -186,6 +192,8 @@ class DataParallel(nn.Module):
             self._agreement.begin()
         for bucket in self._buckets:
             bucket.open()
+            if self._expected:
+                bucket.expect()
 
     def _advance(self) -> None:
         """Announce the buckets that are complete, and send those that all have announced: in order."""
@@ -202,16 +210,19 @@ class DataParallel(nn.Module):
         self._running = False
         if self._agreement is not None:
             self._agreement.end()
-        if not self._expected:
-            return
-        for bucket in self._buckets[self._announced :]:
-            bucket.announce()
-        for bucket in self._buckets[self._to_send :]:
-            bucket.send()
-        for bucket in self._buckets:
-            bucket.finish()
-        self._sent = self._channel.sent(self._dense_bytes)
-        self._channel.forget()
+        if self._expected:
+            for bucket in self._buckets[self._announced :]:
+                bucket.announce()
+            for bucket in self._buckets[self._to_send :]:
+                bucket.send()
+            for bucket in self._buckets:
+                bucket.finish()
+            self._sent = self._channel.sent(self._dense_bytes)
+            self._channel.forget()
+        for future, mean, waiting in self._dense:  # DistributedDataParallel takes them when this returns
+            waiting.wait()
+            future.set_result(mean)
+        self._dense.clear()
 
 
 def _began(here: weakref.ref[DataParallel], _: Tensor) -> None:
@@ -226,6 +237,15 @@ def _arrived(here: weakref.ref[DataParallel], number: int, index: int, _: Tensor
         model._begin()
         model._buckets[number].arrive(index)
         model._advance()
+
+
+def _dense_is_there(here, bucket):  # type: ignore[no-untyped-def]  # torch compares annotations, which are texts here
+    """Sum dense gradients of `DistributedDataParallel`, whose hook this is, by a message; `_finish` waits for it."""
+    model, future = here(), Future[Tensor]()
+    model._begin()
+    mean = bucket.buffer().div_(model._channel.size)
+    model._dense.append((future, mean, model._channel.sum(mean, tag=DENSE)))
+    return future
 
 
 # What is set up once.
@@ -340,6 +360,13 @@ def _register(ddp: DistributedDataParallel | None, comm_hook: Any, group: Any) -
     return float(sum(2 * p.numel() for p in ddp._module_parameters if p.requires_grad))
 
 
+def _go_by_messages(ddp: DistributedDataParallel, channel: Channel, most: int) -> bool:
+    """Whether dense gradients are so few that a message is faster than a collective, as it is between two ranks."""
+    trained = [p for p in ddp._module_parameters if p.requires_grad]
+    here = channel.size == PAIR and all(channel.has_messages(p.device) for p in trained)
+    return here and sum(p.nbytes for p in trained) <= most
+
+
 def _buckets(channel: Channel, entries: list[Entry], agreed: set[int], most: int) -> list[Bucket]:
     """Return the buckets, in the order in which a backward pass fills them if layers run as they were registered."""
     groups: list[list[Entry]] = []
@@ -353,4 +380,7 @@ def _buckets(channel: Channel, entries: list[Entry], agreed: set[int], most: int
             kind, size = this, 0
         groups[-1].append(entry)
         size += entry.most * entry.width * parameter.element_size()
-    return [(Agreed if id(group[0].parameter) in agreed else Gathered)(channel, group) for group in groups]
+    return [
+        (Agreed if id(group[0].parameter) in agreed else Gathered)(channel, group, number)
+        for number, group in enumerate(groups)
+    ]

@@ -15,8 +15,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from meprop_bench.results.schema import WHOLE, Parity
 from meprop_bench.stats import mean_difference, non_inferiority
@@ -25,15 +24,15 @@ from meprop_bench.tasks.recipe import Recipe
 from meprop_bench.workloads.case import Case, recipe_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from meprop_bench.tasks.run import TrainingResult
 
-__all__ = ["MARGIN", "Accuracies", "SeedFigures", "figure", "figure_name", "judged", "ranks_apart", "trained"]
+__all__ = ["MARGIN", "OF_RANKS", "Accuracies", "SeedFigures", "figure", "figure_name", "judged", "trained"]
 
 MARGIN = 0.5
 """Points that a method may lose and still pass, if nothing else is said; of a metric that is no percentage, percent of
 dense's own figure."""
+OF_RANKS = "its accuracy is that of one process, which computes what the ranks would"
+"""What a reader has to know of a comparison for several ranks."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +46,6 @@ class SeedFigures:
 
 Train = Callable[[bool], SeedFigures]
 """Trains one side of a case (`sparsified` or not)."""
-
-
-def ranks_apart(case: Case) -> int:
-    """Return how many parts of a batch select for themselves: as many as there are ranks that gather their rows."""
-    return case.world_size if case.exchange == "gathered" else 1
 
 
 def figure(recipe: Recipe, result: TrainingResult) -> float:
@@ -71,11 +65,8 @@ def _at_end(recipe: Recipe) -> bool:
     return recipe.steps is not None or is_model(recipe.task)
 
 
-def trained(recipe: Recipe, seeds: Sequence[int], ranks: int = 1) -> SeedFigures:
+def trained(recipe: Recipe, seeds: Sequence[int]) -> SeedFigures:
     """Train from each seed, in this process.
-
-    With several `ranks`, as these would that gather their rows: a batch is all of theirs, each part selects for itself,
-    and the gradient is the mean of the parts'. Ranks that agree are one process with the whole batch.
 
     Raises:
         UserError: the recipe does not fit its task: fewer steps, say, than meAct needs to fix its neurons and go on.
@@ -84,17 +75,8 @@ def trained(recipe: Recipe, seeds: Sequence[int], ranks: int = 1) -> SeedFigures
     from meprop_bench.tasks.run import run
 
     task = recipe.load()
-    if ranks > 1:
-        task.loss = partial(_loss_of_ranks, task.loss, ranks)  # type: ignore[method-assign]
     found = {seed: figure(recipe, run(task, recipe, seed, at_end=_at_end(recipe))) for seed in seeds}
     return SeedFigures(task.metric, task.percent, found)
-
-
-def _loss_of_ranks(loss: Callable[[Any, Any], Tensor], ranks: int, model: Any, batch: Any) -> Tensor:
-    import torch
-
-    parts = zip(*(torch.chunk(tensor, ranks) for tensor in batch), strict=True)
-    return torch.stack([loss(model, part) for part in parts]).mean()
 
 
 def judged(
@@ -145,18 +127,18 @@ class Accuracies:
         """Return the comparison for a case, training only what has not been trained yet: here, if nobody else does."""
         recipe = recipe_of(case, self.steps)
         # The method first: it may be refused, and the dense side would have been trained for nothing.
-        method, dense = self._of(recipe, train, ranks_apart(case)), self._of(recipe.dense(), train)
+        method, dense = self._of(recipe, train), self._of(recipe.dense(), train)
         pairs = {seed: (dense.of[seed], method.of[seed]) for seed in self.seeds}
         of_task = dense.metric == "accuracy" and dense.percent and not is_model(recipe.task)  # as stored rows have it
         metric = "accuracy_percent" if of_task else figure_name(recipe, dense.metric)
         return judged(recipe.task, pairs, steps=self.steps, metric=metric, percent=dense.percent)
 
-    def _of(self, recipe: Recipe, train: Train | None, ranks: int = 1) -> SeedFigures:
+    def _of(self, recipe: Recipe, train: Train | None) -> SeedFigures:
         # Kernel and layout of the gradient change the cost of a training and, but for rounding, nothing of its result.
-        key = json.dumps({**recipe.to_json(), "gradient": "", "kernel": "", "ranks": ranks}, sort_keys=True)
+        key = json.dumps({**recipe.to_json(), "gradient": "", "kernel": ""}, sort_keys=True)
         if key not in self._trained:
             if train is None:
-                self._trained[key] = trained(recipe, self.seeds, ranks)
+                self._trained[key] = trained(recipe, self.seeds)
             else:
                 self._trained[key] = train(recipe != recipe.dense())
         return self._trained[key]

@@ -26,7 +26,7 @@ from meprop_bench.results.incoming import refused
 from meprop_bench.results.merge import Shards, contradiction
 from meprop_bench.results.schema import WHOLE, Parity, Row
 from meprop_bench.results.store import Store
-from meprop_bench.sweep.accuracy import MARGIN, figure_name, judged
+from meprop_bench.sweep.accuracy import MARGIN, OF_RANKS, figure_name, judged
 from meprop_bench.sweep.trainers import Trainers, TrainingJob
 from meprop_bench.sweep.worker import start_trainer
 from meprop_bench.tasks import TASKS, editions
@@ -232,6 +232,7 @@ class _Trainings:
 
     def _row(self, answer: Mapping[str, Any]) -> Row:
         recipe, options = self._comparison.recipe, answer["options"]
+        trained = f"{recipe.label}: trained for {recipe.duration}"
         return Row(
             case_id=self._id,
             workload=OWN if is_model(recipe.task) else recipe.task,
@@ -242,7 +243,7 @@ class _Trainings:
             kernel=None,
             kernel_requested=recipe.kernel,
             k=1.0 if recipe.k is None else recipe.k,
-            batch=options.get("batch"),
+            batch=options["batch"] // recipe.world_size if "batch" in options else None,
             in_features=None,
             out_features=options.get("hidden"),
             device=recipe.device,
@@ -254,11 +255,13 @@ class _Trainings:
             data_published=answer.get("data_published"),
             **{name: options.get(name) for name in ("layers", "heads", "length", "data")},
             optimizer=recipe.optimizer,
+            world_size=recipe.world_size,
+            exchange=recipe.exchange,
             rate=recipe.details.get("rate"),
             share=recipe.details.get("share"),
             parity=self.parity(),
             environment_id=answer["environment_id"],
-            notes=tuple(map(Note, (f"{recipe.label}: trained for {recipe.duration}", *answer["notes"]))),
+            notes=tuple(map(Note, (trained, *[OF_RANKS] * (recipe.world_size > 1), *answer["notes"]))),
         )
 
     def _report(self, seed: int | None = None) -> None:

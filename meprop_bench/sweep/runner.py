@@ -43,7 +43,7 @@ from meprop_bench.measure.worker import WorkerError, WorkerLike, WorkerOutOfMemo
 from meprop_bench.results.axes import default_threads
 from meprop_bench.results.schema import PASSED, Parity, Row
 from meprop_bench.results.store import Store
-from meprop_bench.sweep.accuracy import Accuracies, SeedFigures
+from meprop_bench.sweep.accuracy import OF_RANKS, Accuracies, SeedFigures
 from meprop_bench.sweep.deadline import Deadline
 from meprop_bench.sweep.dense_sides import DenseSides
 from meprop_bench.sweep.peaks import MachinePeaks
@@ -211,7 +211,7 @@ class Runner:
         if isinstance(parity, str):
             notes.append(Note(parity))
         elif parity is not None and case.world_size > 1:
-            notes.append(Note("its accuracy is that of one process, which computes what the ranks would"))
+            notes.append(Note(OF_RANKS))
         return case_rows(
             case, setup, measurements, peaks=peaks, memory=memory, utilization=utilization,
             parity=parity if isinstance(parity, Parity) else None, environment_id=self._environment_id,

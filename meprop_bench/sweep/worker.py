@@ -373,14 +373,14 @@ def peaks(session: Session, device: str, dtype: str, threads: int) -> _Answer:
 
 def accuracy(session: Session, case: Mapping[str, Any], sparsified: bool, seeds: list[int], steps: int) -> _Answer:
     """Train one side from these seeds."""
-    from meprop_bench.sweep.accuracy import ranks_apart, trained
+    from meprop_bench.sweep.accuracy import trained
     from meprop_bench.workloads import Case
     from meprop_bench.workloads.case import recipe_of
 
     learning = Case.from_json(case)
     recipe = recipe_of(learning, steps)
     with side_by_side(learning):
-        found = trained(recipe, seeds, ranks_apart(learning)) if sparsified else trained(recipe.dense(), seeds)
+        found = trained(recipe if sparsified else recipe.dense(), seeds)
     return {"accuracies": list(found.of.items()), "metric": found.metric, "percent": found.percent}
 
 

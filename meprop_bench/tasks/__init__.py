@@ -31,7 +31,8 @@ class TaskEntry:
 
     `rates`: optimizer -> learning rate, where it is not that of `optimizers.OPTIMIZERS`. `alternated`: parts of the
     model, by name, that `algorithm.Alternation` sparsifies alternately. `percent`: whether its metric is a percentage.
-    `edition`: counted up where its data become others, in number or in their parts.
+    `edition`: counted up where its data become others, in number or in their parts. `parted`: whether a batch is
+    tensors with a row for each example, so that several processes can have a part of it each.
     """
 
     module: str
@@ -41,6 +42,7 @@ class TaskEntry:
     alternated: tuple[str, ...] = ()
     percent: bool = True
     edition: int = 1
+    parted: bool = False
 
 
 _RATE = {"adagrad": 0.01}
@@ -48,11 +50,11 @@ _PARTS = ("encoder", "decoder")
 
 
 TASKS: Mapping[str, TaskEntry] = {
-    "mnist": TaskEntry("mnist", "MNIST", "MNIST, the perceptron 784-500-500-10"),
-    "digits": TaskEntry("mnist", "Digits", "the digits of scikit-learn, the same perceptron", edition=2),
-    "mnist-cnn": TaskEntry("mnist", "MNISTConvolutions", "MNIST, the convolutional network"),
+    "mnist": TaskEntry("mnist", "MNIST", "MNIST, the perceptron 784-500-500-10", parted=True),
+    "digits": TaskEntry("mnist", "Digits", "the digits of scikit-learn, the same perceptron", edition=2, parted=True),
+    "mnist-cnn": TaskEntry("mnist", "MNISTConvolutions", "MNIST, the convolutional network", parted=True),
     "digits-cnn": TaskEntry(
-        "mnist", "DigitsConvolutions", "the digits of scikit-learn, a convolutional network", edition=2
+        "mnist", "DigitsConvolutions", "the digits of scikit-learn, a convolutional network", edition=2, parted=True
     ),
     "pos": TaskEntry("pos", "POS", "parts of speech in UD English EWT, the bidirectional LSTM", _RATE),
     "parsing": TaskEntry(
@@ -67,10 +69,15 @@ TASKS: Mapping[str, TaskEntry] = {
         "translation", "ToyTranslation", "translation of made-up sentences, the same model", {"adam": 0.002}, _PARTS
     ),
     "language": TaskEntry(
-        "language", "Language", "the next character of English captions, a GPT", _RATE, percent=False
+        "language", "Language", "the next character of English captions, a GPT", _RATE, percent=False, parted=True
     ),
     "toy-language": TaskEntry(
-        "language", "ToyLanguage", "the next character of made-up sentences, a small GPT", _RATE, percent=False
+        "language",
+        "ToyLanguage",
+        "the next character of made-up sentences, a small GPT",
+        _RATE,
+        percent=False,
+        parted=True,
     ),
 }
 """Name -> where it is."""

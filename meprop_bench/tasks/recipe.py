@@ -15,25 +15,25 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from meprop_bench.errors import UserError
+from meprop_bench.errors import UserError, one_of
 from meprop_bench.methods import METHODS
 from meprop_bench.optimizers import OF_DENSE, OPTIMIZERS, SCHEDULES
-from meprop_bench.tasks import load_task
+from meprop_bench.tasks import TASKS, load_task
 from meprop_bench.tasks.algorithm import ALGORITHMS, Algorithm, Watched
 from meprop_bench.tasks.build import is_model
 from meprop_bench.tasks.checks import check_count, check_k
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from meprop_bench.tasks.task import Task
 
-__all__ = ["Recipe", "by_layer", "by_layer_text"]
+__all__ = ["Recipe", "by_layer", "by_layer_text", "check_exchange"]
 
 
 def by_layer(text: str | None) -> dict[str, int | float]:
@@ -59,6 +59,16 @@ def by_layer_text(ks: Iterable[tuple[str, int | float]]) -> str | None:
     return ";".join(f"{pattern}={k!r}" for pattern, k in ks) or None
 
 
+def check_exchange(exchange: str | None, method: str) -> None:
+    """UserError unless several processes that train by a method can exchange its rows so."""
+    one_of("exchange", exchange, ("gathered", "agreed"))
+    if exchange == "agreed" and method != "unified":
+        raise UserError(
+            f"processes agree on one selection for all examples, and {method} has none: use --method unified, or"
+            " --exchange gathered"
+        )
+
+
 @dataclass(frozen=True)
 class Recipe:
     """What to train and how, as text and numbers; `UserError`, in one line, for a value that is not allowed."""
@@ -80,6 +90,8 @@ class Recipe:
     watched: bool = False  # record the mean change of the parameters at an update, which takes time
     schedule: str = "constant"  # of the learning rate, a name in `SCHEDULES`, fitted to the steps of this training
     k_by_layer: str | None = None  # k of some layers, in place of `k`: see `by_layer`; the first that fits counts
+    world_size: int = 1  # trained as by so many processes, each with batches of `batch` of its own
+    exchange: str | None = None  # "gathered": each of these selects by itself; or "agreed": they select together
 
     def __post_init__(self) -> None:
         optimizers = (*OPTIMIZERS, "own") if is_model(self.task) else tuple(OPTIMIZERS)
@@ -87,6 +99,7 @@ class Recipe:
             if (name := getattr(self, what)) not in known:
                 raise UserError(f"there is no {what} {name!r}: choose from {', '.join(known)}")
         self._check_method()
+        self._check_ranks()
         for name, least in (("epochs", 1), ("evaluations", 1), ("best_after", 0)):
             check_count(name.replace("_", "-"), getattr(self, name), least)
         if self.steps is not None:
@@ -108,6 +121,24 @@ class Recipe:
         else:
             check_k(self.k)
             by_layer(self.k_by_layer)
+
+    def _check_ranks(self) -> None:
+        check_count("world-size", self.world_size)
+        if self.world_size == 1:
+            if self.exchange is not None:
+                raise UserError(f"exchange {self.exchange!r} is of several processes: add --world-size 2")
+            return
+        able = [name for name, entry in TASKS.items() if entry.parted]
+        if self.task not in able:
+            raise UserError(f"world-size is for the tasks {', '.join(able)}: leave it out for {self.task}")
+        if self.algorithm is not None or METHODS[self.method].algorithm is not None:
+            raise UserError("world-size does not go with an algorithm, which sees one process: leave one of them out")
+        if METHODS[self.method].selection is not None:
+            if self.exchange is None:
+                object.__setattr__(self, "exchange", "gathered")
+            check_exchange(self.exchange, self.method)
+        elif self.exchange is not None:
+            raise UserError(f"the method {self.method} selects nothing: leave exchange out")
 
     @cached_property
     def along(self) -> Algorithm | None:
@@ -131,8 +162,17 @@ class Recipe:
         return "cuda:0" if device == "cuda" else device
 
     def load(self) -> Task:
-        """Load the task; raises `UserError` as `load_task` does."""
-        return load_task(self.task, **self.options)
+        """Load the task; raises `UserError` as `load_task` does.
+
+        With several processes its batches are those of all. Where these gather their rows, each part of a batch selects
+        by itself, and the gradient is the mean of the parts'; processes that agree are one with the whole batch.
+        """
+        task = load_task(self.task, **self.options)
+        if self.world_size > 1:
+            task = load_task(self.task, **{**self.options, "batch": task.batch * self.world_size})
+            if self.exchange == "gathered":
+                task.loss = partial(_loss_of_parts, task.loss, self.world_size)  # type: ignore[method-assign]
+        return task
 
     def sparsify(
         self,
@@ -188,6 +228,7 @@ class Recipe:
     def label(self) -> str:
         """What tells it apart on one line."""
         words = [self.task, self.method, *([] if self.k is None else [f"k={self.k:g}"]), self.algorithm or ""]
+        words += [] if self.world_size == 1 else [f"P={self.world_size}", self.exchange or ""]
         return " ".join(word for word in words if word)
 
     @property
@@ -208,14 +249,24 @@ class Recipe:
             "gradient": "dense",
             "kernel": "auto",
             "leave": None,
+            "exchange": None,
             "optimizer": OF_DENSE.get(self.optimizer, self.optimizer),
         }
         return replace(self, method="dense", algorithm=None, details={}, best_after=0, **plain)
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object, without the fields that stored ones do not know while they say nothing."""
-        late = {"steps": None, "leave": None, "watched": False, "schedule": "constant", "k_by_layer": None}
+        late: dict[str, Any] = {"steps": None, "leave": None, "watched": False, "schedule": "constant"}
+        late |= {"k_by_layer": None, "world_size": 1, "exchange": None}
         return {name: value for name, value in asdict(self).items() if name not in late or value != late[name]}
+
+
+def _loss_of_parts(loss: Callable[[Any, Any], Tensor], parts: int, model: nn.Module, batch: Any) -> Tensor:
+    """Return the mean loss of the equal parts of a batch, each of which passes through the model by itself."""
+    import torch
+
+    each = zip(*(torch.chunk(tensor, parts) for tensor in batch), strict=True)
+    return torch.stack([loss(model, part) for part in each]).mean()
 
 
 def _fitting(pattern: str, names: Iterable[str]) -> list[str]:

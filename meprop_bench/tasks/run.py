@@ -105,7 +105,7 @@ class Progress:
 
 
 _DESCRIBED = ("method", "k", "gradient", "kernel", "optimizer", "epochs", "steps", "evaluations", "best_after")
-_LATER = {"schedule": "constant", "leave": None, "k_by_layer": None}
+_LATER = {"schedule": "constant", "leave": None, "k_by_layer": None, "world_size": 1, "exchange": None}
 """What descriptions that were stored do not know, and had."""
 
 

@@ -28,7 +28,7 @@ from meprop_bench.optimizers import OPTIMIZERS
 from meprop_bench.results.axes import AXES, Axes, case_name
 from meprop_bench.tasks import TASKS
 from meprop_bench.tasks.build import is_model
-from meprop_bench.tasks.recipe import Recipe, by_layer
+from meprop_bench.tasks.recipe import Recipe, by_layer, check_exchange
 
 __all__ = ["DATA", "ONE_WIDTH", "TEXT", "WORKLOADS", "Case", "Workload", "recipe_of"]
 
@@ -195,11 +195,7 @@ class Case(Axes[Never]):
             raise UserError(
                 "a dense gradient is exchanged whole, as the dense side's is: with --world-size 2 add --gradient rows"
             )
-        if self.exchange == "agreed" and self.method != "unified":
-            raise UserError(
-                f"processes agree on one selection for all examples, and {self.method} has none: use --method unified,"
-                " or --exchange gathered"
-            )
+        check_exchange(self.exchange, self.method)
         if self.compile != "off" or self.fused_step != "none":
             what = "compile" if self.compile != "off" else "fused-step"
             raise UserError(f"{what} does not go with --world-size {self.world_size}: leave one of them out")
@@ -323,9 +319,9 @@ class Case(Axes[Never]):
 def recipe_of(case: Case, steps: int | None = None) -> Recipe:
     """Return the training of a case's method, for so many steps; UserError where it does not fit.
 
-    Of several ranks it is that of one process with the batches of all where there are so many steps to learn in; else,
-    as what is timed, that of a rank. meSimp removes in stages of five epochs with it and five without, as in the paper,
-    up to eight times an epoch. Of meAct's epochs the first half settles what each example trains.
+    Of several ranks it is theirs where there are so many steps to learn in; else, as what is timed, that of one. meSimp
+    removes in stages of five epochs with it and five without, as in the paper, up to eight times an epoch. Of meAct's
+    epochs the first half settles what each example trains.
     """
     if case.model is not None:
         options = {**_options(case.options), "device": case.device}
@@ -334,20 +330,22 @@ def recipe_of(case: Case, steps: int | None = None) -> Recipe:
         assert case.data is not None
         task, more = TEXT.get(case.data, (case.data, {}))
         sizes: dict[str, Any] = {
-            "batch": case.batch * (1 if steps is None else case.world_size),
+            "batch": case.batch,
             "hidden": case.out_features,
             "layers": case.layers,
             "device": case.device,
         }
         if case.data in TEXT:
             sizes |= {"heads": case.heads, "length": case.length}
-        recipe = Recipe(task, {**sizes, **more}, optimizer=case.optimizer, steps=steps)
+        ranks = 1 if steps is None else case.world_size
+        recipe = Recipe(task, {**sizes, **more}, optimizer=case.optimizer, steps=steps, world_size=ranks)
     if case.method == "meact":
         return replace(recipe, method="meact", details={"share": case.share, "pretrain": 0.5})
     if case.method == "dense":
         return recipe
     details = {"rate": case.rate, "spacing": _SPACING} if case.method == "mesimp" else {}
-    sparse = replace(recipe, method=case.method, k=case.k, details=details)
+    exchange = None if steps is None else case.exchange
+    sparse = replace(recipe, method=case.method, k=case.k, details=details, exchange=exchange)
     return replace(sparse, gradient=case.gradient, kernel=case.kernel, leave=case.leave, k_by_layer=case.k_by_layer)
 
 

@@ -195,6 +195,17 @@ def test_names_are_escaped_in_markdown(tmp_path, capsys, monkeypatch):
     assert "<b>" not in printed
 
 
+def test_a_comparison_for_several_processes_is_a_row_of_theirs(judge):
+    recipe = replace(_RECIPE, method="unified", options={"batch": 25}, world_size=2)
+    _, _, folder = judge([96.0, 95.0], [96.0, 95.1], recipe=recipe)
+    *_, row = Store.open(folder).rows()
+    assert (row.world_size, row.exchange, row.batch) == (2, "gathered", 25)
+    assert [note.text for note in row.notes][:2] == [
+        "digits unified k=4 P=2 gathered: trained for 3 epochs",
+        "its accuracy is that of one process, which computes what the ranks would",
+    ]
+
+
 def test_for_real(tmp_path):
     """k of all neurons is dense training: no difference at all, in real processes, stored, reported and resumed."""
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
@@ -248,6 +259,12 @@ def test_formats_and_codes(tmp_path, capsys, monkeypatch):
         (["--k", "3", "--optimizer", "adm"], "there is no optimizer"),
         (["--k", "3", "--threads", "0"], "threads must be"),
         (["--k", "3", "--device", "cuda:99"], "the device cuda:99 is not there"),
+        (["--k", "3", "--exchange", "gathered"], "exchange 'gathered' is of several processes: add --world-size 2"),
+        (["--k", "3", "--world-size", "0"], "world-size must be an integer of at least 1"),
+        (["--k", "3", "--world-size", "2", "--exchange", "agreed"], "agree on one selection"),
+        (["--k", "3", "--world-size", "2", "--exchange", "agree"], "did you mean 'agreed'"),
+        (["--method", "mesimp", "--k", "3", "--world-size", "2"], "does not go with an algorithm"),
+        (["--k", "3", "--world-size", "2", "--budgets", "1m"], "leave --world-size or --budgets out"),
     ],
 )
 def test_wrong_wishes_are_one_line(tmp_path, capsys, arguments, words):

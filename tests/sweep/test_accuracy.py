@@ -13,10 +13,8 @@ from meprop_bench.sweep.accuracy import (
     MARGIN,
     Accuracies,
     SeedFigures,
-    _loss_of_ranks,
     figure,
     judged,
-    ranks_apart,
     trained,
 )
 from meprop_bench.sweep.parity import ParityPlan
@@ -141,20 +139,20 @@ def test_the_margin_of_a_metric_that_is_no_percentage_is_a_share_of_denses_figur
 @pytest.mark.parametrize(("exchange", "parts"), [("gathered", 2), ("agreed", 1)])
 def test_ranks_learn_as_one_process_would_whose_parts_of_a_batch_select_for_themselves(exchange: str, parts: int):
     case = _case(gradient="rows", optimizer="adagrad", world_size=2, exchange=exchange)
-    assert ranks_apart(case) == parts
-    assert recipe_of(case, steps=3).options["batch"] == 2 * recipe_of(case).options["batch"]
-    task = recipe_of(case, steps=3).load()
+    recipe = recipe_of(case, steps=3)
+    task, plain = recipe.load(), recipe.dense().load()
+    assert task.batch == plain.batch == task.options["batch"] == 2 * recipe_of(case).load().batch
     batch = next(iter(task.epoch(0, 0)))
     model = task.build(0)
-    task.sparsify(model, recipe_of(case, steps=3))
+    task.sparsify(model, recipe)
 
     def gradients(loss):
         model.zero_grad(set_to_none=True)
         loss.backward()
         return [parameter.grad.to_dense().clone() for parameter in model.parameters()]
 
-    got = gradients(_loss_of_ranks(task.loss, parts, model, batch))
-    own = [gradients(task.loss(model, part)) for part in zip(*(torch.chunk(t, parts) for t in batch), strict=True)]
+    got = gradients(task.loss(model, batch))
+    own = [gradients(plain.loss(model, part)) for part in zip(*(torch.chunk(t, parts) for t in batch), strict=True)]
     for found, *each in zip(got, *own, strict=True):
         torch.testing.assert_close(found, sum(each) / parts)
 
