@@ -60,7 +60,7 @@ __all__ = ["command"]
     invoke_without_command=True,
     short_help="Fail when something got slower, larger or less accurate.",
     groups={
-        "Revisions": ("base", "head", "self-test", "preset", "budget", "pairs"),
+        "Revisions": ("base", "head", "self-test", "minutes", "preset", "budget", "pairs"),
         "Stored results": ("baseline", "candidate", "ratios-only", "save-baseline", "replace", "baselines"),
         "A history": ("history", "window", "confirm"),
         "Judgement": (
@@ -109,6 +109,12 @@ __all__ = ["command"]
     "--self-test",
     is_flag=True,
     help="Measure the head against itself, and against itself slowed: what the gate can promise here.",
+)
+@click.option(
+    "--minutes",
+    type=click.FloatRange(1, 1440),
+    metavar="N",
+    help="With --self-test: how long to measure [default: 30 budgets of a case, 30 minutes].",
 )
 @click.option(
     "--ratios-only", is_flag=True, help="Compare only the sparse/dense ratios of stored results, from any environments."
@@ -163,6 +169,7 @@ def command(
     history: Path | None,
     confirm: str | None,
     self_test: bool,
+    minutes: float | None,
     ratios_only: bool,
     baselines: Path,
     save_baseline: str | None,
@@ -189,7 +196,9 @@ def command(
 
     if context.invoked_subcommand is not None:
         return _leave_to(context, context.invoked_subcommand)
-    _check_mode(base, head, baseline, candidate, self_test, ratios_only, save_baseline, replaces, history, confirm)
+    _check_mode(
+        *(base, head, baseline, candidate, self_test, ratios_only, save_baseline, replaces, history, confirm, minutes)
+    )
     if self_test and (outputs or form != "table"):
         raise UserError("--self-test prints only text: leave out --output and --format")
     _check_shard(shard, save, base, outputs, form)
@@ -197,7 +206,7 @@ def command(
     given = {name: value if value != () else None for name, value in options.items()}
     settings = load_settings(Path.cwd(), **given)
     if self_test:
-        return run_self_test(head, settings)
+        return run_self_test(head, settings, None if minutes is None else 60 * minutes)
     if shard is not None and save is not None:
         assert base is not None
         return save_shard(base, head, settings, shard, save)
@@ -248,6 +257,7 @@ def _check_mode(
     replaces: object,
     history: object,
     confirm: object,
+    minutes: object,
 ) -> None:
     """See that exactly one thing is to be done, and that all that is given belongs to it."""
     modes = {
@@ -270,6 +280,7 @@ def _check_mode(
         "--head": (head, ("--base", "--self-test")),
         "--candidate": (candidate, ("--baseline", "--save-baseline", "--history")),
         "--confirm": (confirm, ("--history",)),
+        "--minutes": (minutes, ("--self-test",)),
         "--replace": (replaces, ("--save-baseline",)),
     }
     for name, (value, owners) in belongs.items():
