@@ -201,7 +201,7 @@ class _Pair:
             return 1
         open_ = int((verdicts == VERDICTS.index("inconclusive")).sum())
         allowed = int(self.settings.inconclusive_allowed(history=True) * len(verdicts))
-        moved = found.shift > np.log1p(self.settings.usual_margin("time"))
+        moved = found.common_shift > np.log1p(self.settings.usual_margin("time"))
         return 4 if open_ > allowed or found.firm.any() or moved else 0
 
     def confirmed(self, found: Found, later: int) -> bool:

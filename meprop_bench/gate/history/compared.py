@@ -136,7 +136,7 @@ def compare(
     firm = found.firm & ~rules.report_only
     lines.add_zeros(own, raw[-window:], rules)
     lines.add_failures(history, recent[-window:], head, second, confirm, settings)
-    lines.add_shift(found.shift, settings)
+    lines.add_shift(found.common_shift, settings)
     used = min(len(rows), window)
     return Outcome(
         f"the last {used} of {len(rows)} runs in {name}",
@@ -299,7 +299,7 @@ class _Lines:
             self._add(case, kind, verdict, reason, int(ran.sum()))
 
     def add_shift(self, shift: float, settings: Settings) -> None:
-        """Add a line for the run as a whole, where it is beyond the margin of times."""
+        """Add a line for the run as a whole, where it is beyond the margin of times: if there are two, both are."""
         margin = settings.usual_margin("time")
         if shift <= math.log1p(margin):
             return
@@ -338,7 +338,7 @@ def _past(
     """Return what the verdicts were made of, of the runs that any figure was judged by."""
     runs = [history.runs[row] for row in rows.tolist()]
     logs = np.full(raw.shape[1], np.nan) if second is None else second.logs
-    shifts = PastRuns([_called(run) for run in runs], known.shifts.tolist(), found.shift, found.second_shift)
+    shifts = PastRuns([_called(run) for run in runs], known.shifts.tolist(), found.shift, found.second_shift or 0.0)
     return Past(shifts, raw, np.exp(logs))
 
 
@@ -374,9 +374,10 @@ def _findings(own: _Figures, found: Found, rules: _Rules, failures: int, confirm
         )
     if abs(found.shift) > _SHIFT_SHOWN:
         words = "slower" if found.shift > 0 else "faster"
+        once = " The second run is not." if found.common_shift < _SHIFT_SHOWN < found.shift else ""
         yield (
             f"The run as a whole is {math.expm1(abs(found.shift)):.1%} {words} than its last ones, which is the machine"
-            " or the environment, or what all share: each figure is judged beside that."
+            f" or the environment, or what all share: each figure is judged beside that.{once}"
         )
     if found.unrest > _RESTLESS:
         yield f"Its figures scatter {found.unrest:.1f} times as much as they use to, which all verdicts allow for."

@@ -93,9 +93,14 @@ class Found:
     reach: Floats  # from where a change stands out
     caught: Floats  # what would have stood out with 90% probability
     shift: float  # of the candidate
-    second_shift: float  # of its second run
+    second_shift: float | None  # of its second run; None where there is none, or too little of it to tell
     unrest: float
     moved: int  # benchmarks that stand out, where they are so many that none fails; else 0
+
+    @property
+    def common_shift(self) -> float:
+        """What the candidate has in common, as far as its second run has it, too."""
+        return self.shift if self.second_shift is None else min(self.shift, self.second_shift)
 
     @property
     def firm(self) -> Flags:
@@ -123,18 +128,22 @@ class _Evidence:
     p: Floats
     agrees: Flags  # its own values do, so that p can be believed
     near: Flags  # it lies just where one of its last runs lay
-    shift: float
+    shift: float | None
     unrest: float
     wider: float  # by what it makes the errors wider
 
     @classmethod
-    def of(cls, run: Candidate, known: Expected, bound: Floats, benchmarks: Integers) -> _Evidence:
+    def of(
+        cls, run: Candidate, known: Expected, bound: Floats, benchmarks: Integers, alike: Flags | None = None
+    ) -> _Evidence:
+        """Say what a run says; what all its figures share is taken from those that are `alike`, by default all."""
         from scipy.special import stdtr
 
         distance = run.logs - known.level
-        shift = common_shift(distance, benchmarks)
-        change = distance - shift
-        restless = unrest(change, known.error)
+        shared = distance if alike is None else np.where(alike, distance, np.nan)
+        shift = common_shift(shared, benchmarks)
+        change, shared = distance - (shift or 0.0), shared - (shift or 0.0)
+        restless = unrest(shared, known.error)
         more = math.sqrt(restless)
         excess = np.maximum(run.disagreement - known.usual, 0.0)
         sure, error = change - excess, known.error * more
@@ -189,7 +198,8 @@ def judge(
     stands = _rejected(found.p**2 if confirm else found.alone, judged, alpha)
     never = np.zeros_like(stands)
     fails, again, both, apart = stands & (not confirm), never, never, never
-    other = None if second is None else _Evidence.of(second, known, bound, benchmarks)
+    # A second run may hold little but what stood out: that all of it is slower is not the machine.
+    other = None if second is None else _Evidence.of(second, known, bound, benchmarks, ~stands)
     if other is not None:
         again = stands & np.isfinite(other.p)
         p, apart = _of_two(found, other)
@@ -232,8 +242,8 @@ def judge(
         2 * found.change - found.sure + half,
         reach,
         reach + _CAUGHT * found.error,
-        found.shift,
-        0.0 if other is None else other.shift,
+        found.shift or 0.0,
+        None if other is None else other.shift,
         found.unrest,
         moved if together else 0,
     )

@@ -115,6 +115,16 @@ def test_a_run_that_is_slower_as_a_whole_says_so_and_passes_nothing(twenty, judg
     assert judged(twenty.run(20, everything=1.03)).exit_code == ExitCode.OK  # within the margin of times
 
 
+def test_a_second_run_tells_whether_the_first_was_slower_by_the_machine(twenty, judged):
+    path = twenty.run(20, everything=1.2)
+    calm = judged(path, twenty.run(20, name="second.json"))
+    assert calm.exit_code == ExitCode.OK
+    assert any(line.endswith("The second run is not.") for line in calm.findings)
+    again = judged(path, twenty.run(20, everything=1.2, name="second.json"))
+    assert again.exit_code == ExitCode.INCONCLUSIVE
+    assert of(again, "the whole run").change.estimate == pytest.approx(1.2, rel=0.01)
+
+
 def test_how_much_may_be_inconclusive_is_stated(twenty, judged):
     path = twenty.run(20, {"m.B.time_3": 1.3}, width={"m.B.time_3": 0.25})
     strict = judged(path, allow_inconclusive=0)

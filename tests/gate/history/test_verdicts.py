@@ -172,3 +172,24 @@ def test_what_is_only_reported_makes_the_others_no_weaker():
     some = EVERY.copy()
     some[100:] = False
     assert judged(run(), history(), decides=some).reach[0] < judged(run(), history()).reach[0]
+
+
+def test_a_second_run_of_little_but_what_stood_out_confirms_it():
+    cases = [f"m.time_{i}" for i in range(200)]
+    every, benchmarks = np.ones(200, np.bool_), benchmarks_of(cases)
+    past = np.random.default_rng(0).normal(0, 0.01, (20, 200))
+    first, second = np.random.default_rng(1).normal(0, 0.01, (2, 200)) + np.where(np.arange(200) < 15, 0.3, 0.0)
+    second[15:] = np.nan
+    runs = [Candidate(one, np.zeros(200)) for one in (first, second)]
+    known, bound = expected(past, benchmarks, 20), np.log1p(np.full(200, 0.05))
+    found = judge(runs[0], known, bound, every, benchmarks, 0.025, 20, confirm=True, second=runs[1])
+    assert (found.verdict[:15] == VERDICTS.index("fail")).all()
+    assert found.second_shift is None
+
+
+def test_a_run_that_is_slower_as_a_whole_is_not_if_the_second_is_not():
+    slower = run(*((i, 0.1) for i in range(len(CASES))))
+    calm, again = run(seed=7), run(*((i, 0.08) for i in range(len(CASES))), seed=7)
+    assert judged(slower, history(), confirm=True).common_shift == pytest.approx(0.1, abs=0.01)
+    assert judged(slower, history(), confirm=True, second=again).common_shift == pytest.approx(0.08, abs=0.01)
+    assert judged(slower, history(), confirm=True, second=calm).common_shift == pytest.approx(0.0, abs=0.01)
