@@ -102,8 +102,10 @@ __all__ = ["command"]
     "--confirm",
     is_flag=False,
     flag_value="",
+    multiple=True,
     metavar="[FILE]",
-    help="With --history: a figure fails only if it stands out in a second run, FILE, too; without FILE, request one.",
+    help="With --history: a figure fails only if it stands out in a second run, FILE, too; without FILE, request one. A"
+    " third run is another --confirm FILE.",
 )
 @click.option(
     "--self-test",
@@ -167,7 +169,7 @@ def command(
     baseline: Path | None,
     candidate: Path | None,
     history: Path | None,
-    confirm: str | None,
+    confirm: tuple[str, ...],
     self_test: bool,
     minutes: float | None,
     ratios_only: bool,
@@ -279,7 +281,7 @@ def _check_mode(
     belongs = {
         "--head": (head, ("--base", "--self-test")),
         "--candidate": (candidate, ("--baseline", "--save-baseline", "--history")),
-        "--confirm": (confirm, ("--history",)),
+        "--confirm": (confirm or None, ("--history",)),
         "--minutes": (minutes, ("--self-test",)),
         "--replace": (replaces, ("--save-baseline",)),
     }
@@ -313,18 +315,17 @@ def _of_files(baseline: Path, candidate: Path | None, ratios_only: bool, setting
     return _of_compared(compared(baseline, candidate, folder, ratios_only=ratios_only), settings)
 
 
-def _of_history(history: Path, candidate: Path, confirm: str | None, settings: Settings) -> Outcome:
+def _of_history(history: Path, candidate: Path, confirm: tuple[str, ...], settings: Settings) -> Outcome:
     from meprop_bench.gate.history import judge_run
     from meprop_bench.progress import live
 
-    second = Path(confirm) if confirm else None
     with live(f"reading {history.name}") as (update, _):
         return judge_run(
             history,
             candidate,
             settings,
-            confirm=confirm is not None,
-            second=second,
+            confirm=bool(confirm),
+            again=[Path(name) for name in confirm if name],
             progress=lambda done, total: update(done / total, None),
         )
 

@@ -330,6 +330,9 @@ def test_a_second_run_is_asked_for_and_given(history, capsys):
     assert "Figures that await a second run: 1 (m.time_3)." in " ".join(capsys.readouterr().out.split())
     assert run([*given, asv_run(history.parent / "again", 12, 1.3)]) == ExitCode.REGRESSION
     assert run([*given, asv_run(history.parent / "again", 12)]) == ExitCode.OK
+    twice = [*given, asv_run(history.parent / "again", 12, 1.3), "--confirm"]
+    assert run([*twice, asv_run(history.parent / "third", 12, 1.3)]) == ExitCode.REGRESSION
+    assert run([*twice, asv_run(history.parent / "third", 12)]) == ExitCode.OK
 
 
 def test_a_verdict_by_a_history_is_explained_by_its_last_runs(history, tmp_path, capsys):

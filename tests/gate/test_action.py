@@ -210,7 +210,14 @@ def test_options_are_passed_on_as_they_are_and_only_where_given(run: Run, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("confirm", "options"), [("", []), ("false", []), ("true", ["--confirm"]), ("-2.json", ["--confirm=-2.json"])]
+    ("confirm", "options"),
+    [
+        ("", []),
+        ("false", []),
+        ("true", ["--confirm"]),
+        ("-2.json", ["--confirm=-2.json"]),
+        ("2.json\nno 3.json\n", ["--confirm=2.json", "--confirm=no 3.json"]),
+    ],
 )
 def test_a_run_is_judged_by_a_history_and_confirmed(run: Run, tmp_path: Path, confirm: str, options: list[str]) -> None:
     program(tmp_path, "meprop-bench", 'printf "%s\n" "$@" > called.txt; exit 4')

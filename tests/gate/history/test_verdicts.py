@@ -193,3 +193,35 @@ def test_a_run_that_is_slower_as_a_whole_is_not_if_the_second_is_not():
     assert judged(slower, history(), confirm=True).common_shift == pytest.approx(0.1, abs=0.01)
     assert judged(slower, history(), confirm=True, second=again).common_shift == pytest.approx(0.08, abs=0.01)
     assert judged(slower, history(), confirm=True, second=calm).common_shift == pytest.approx(0.0, abs=0.01)
+
+
+def test_a_third_run_takes_back_what_does_not_last():
+    first, second = run((0, 0.25), (3, 0.25)), run((0, 0.25), (3, 0.2), seed=7)
+    third = run((0, 0.2), (3, 0.08), seed=8)
+    found = judged(first, history(), confirm=True, second=second, third=third)
+    assert verdict(found, 0) == ("fail", "")
+    assert verdict(found, 3) == ("pass", "stood out in two runs, not in the third")
+    assert verdict(judged(first, history(), confirm=True, second=second), 3) == ("fail", "")
+
+
+def test_a_third_run_that_lacks_the_figure_decides_nothing():
+    third = run(seed=8)
+    third.logs[0] = np.nan
+    found = judged(run((0, 0.25)), history(), confirm=True, second=run((0, 0.25), seed=7), third=third)
+    assert verdict(found) == ("inconclusive", "stood out in two runs: a third one has to confirm it")
+    assert found.firm.sum() == 1
+    # What the second run contradicts needs no third.
+    found = judged(run((0, 0.25)), history(), confirm=True, second=run(seed=7), third=third)
+    assert verdict(found) == ("pass", "stood out in the first run, not in the second")
+
+
+def test_one_of_three_runs_may_be_disturbed():
+    first, slow = run((0, 0.3)), run((0, 0.3), seed=8)
+    disturbed = Candidate(run((0, 0.5), seed=7).logs, np.full(len(CASES), 0.2))
+    assert verdict(judged(first, history(), confirm=True, second=disturbed))[0] == "inconclusive"
+    assert verdict(judged(first, history(), confirm=True, second=disturbed, third=slow)) == ("fail", "")
+    calm = judged(first, history(), confirm=True, second=disturbed, third=run(seed=9))
+    assert verdict(calm) == ("pass", "stood out in two runs, not in the third")
+    # A second run that is at the level is no confirmation, whatever the third says.
+    found = judged(first, history(), confirm=True, second=run(seed=7), third=slow)
+    assert verdict(found) == ("pass", "stood out in the first run, not in the second")
