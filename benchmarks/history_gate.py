@@ -12,8 +12,8 @@ second and the third that `--confirm` takes. Printed for each environment and fo
     two runs      the same of what fails in both; what does not confirm it is the next run that has any of these figures
     three runs    the same of what fails in all three
     quiet         the share that ends with exit code 0 of the pairs in which no change is confirmed
-    slowdown      25% put into the results of single benchmarks, of each run: how many of these tries fail; of all, and of
-                  those in which a test could see it
+    slowdown      25% put into the results of single benchmarks, of each run: how many of these tries fail; of all, and
+                  of those in which a test could see it
 
 A test of one run at the same error over all figures sees it, if noise is normal, where
 
