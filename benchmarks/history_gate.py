@@ -4,14 +4,15 @@
     python -m benchmarks.history_gate scipy-bench/results/i7 scipy-bench/results/atom --part second
 
 Each run of a folder of asv results, in the order of the commits, is judged by the runs before it in its environment,
-by the rule of `meprop-bench gate --history FOLDER --candidate RUN`; the run of the next commit stands for the second
-run that `--confirm` asks for. Printed for each environment and for all:
+by the rule of `meprop-bench gate --history FOLDER --candidate RUN`; the runs of the next two commits stand for the
+second and the third that `--confirm` takes. Printed for each environment and for all:
 
     one run       pairs of neighbours in which something fails that the next run does not confirm: there, no such figure
                   lies beyond its margin
     two runs      the same of what fails in both; what does not confirm it is the next run that has any of these figures
+    three runs    the same of what fails in all three
     quiet         the share that ends with exit code 0 of the pairs in which no change is confirmed
-    slowdown      25% put into the results of single benchmarks, of both runs: how many of these tries fail; of all, and
+    slowdown      25% put into the results of single benchmarks, of each run: how many of these tries fail; of all, and
                   of those in which a test could see it
 
 A test of one run at the same error over all figures sees it, if noise is normal, where
@@ -34,7 +35,7 @@ from __future__ import annotations
 import argparse
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -53,8 +54,21 @@ TRIES, SHARE = 5, 0.02
 """Benchmarks into which it is put at once, and the most of all: so few that each is as good as alone."""
 _LOOKED_AT = 3
 """Windows of runs that are looked at, as `gate.history.compared` does."""
+_RUNS = ("one run", "two runs", "three runs")
 _LATER = 10
 """Runs among which the next one that has a figure is looked for."""
+
+
+def _by_runs() -> Integers:
+    return np.zeros(len(_RUNS), np.int64)
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part} of {whole} ({part / whole:.1%})" if whole else "none"
+
+
+def _each(parts: Integers, whole: int) -> str:
+    return ", ".join(f"with {name} {_share(part, whole)}" for name, part in zip(_RUNS, parts.tolist(), strict=True))
 
 
 @dataclass
@@ -62,18 +76,14 @@ class Count:
     """What was counted of one environment."""
 
     pairs: int = 0
-    failed: int = 0
-    unconfirmed: int = 0
-    failed_twice: int = 0
-    unconfirmed_twice: int = 0
+    failed: Integers = field(default_factory=_by_runs)
+    unconfirmed: Integers = field(default_factory=_by_runs)
     quiet: int = 0
-    quiet_zero: int = 0
-    quiet_zero_of_one_run: int = 0
+    quiet_zero: Integers = field(default_factory=_by_runs)
     tries: int = 0
-    caught: int = 0
+    caught: Integers = field(default_factory=_by_runs)
     visible: int = 0
-    caught_of_visible: int = 0
-    caught_by_one_of_visible: int = 0
+    caught_of_visible: Integers = field(default_factory=_by_runs)
     checked: int = 0
     same: int = 0
 
@@ -84,22 +94,15 @@ class Count:
 
     def lines(self) -> Iterator[str]:
         """Yield the figures as text."""
-
-        def share(part: int, whole: int) -> str:
-            return f"{part} of {whole} ({part / whole:.1%})" if whole else "none"
-
-        once = share(self.unconfirmed, self.pairs)
-        yield f"one run:  fails in {share(self.failed, self.pairs)}, not confirmed by the next {once}"
-        again = share(self.unconfirmed_twice, self.pairs)
-        yield f"two runs: fail in {share(self.failed_twice, self.pairs)}, not confirmed by the third {again}"
-        one = share(self.quiet_zero_of_one_run, self.quiet)
-        yield f"quiet:    exit code 0 with two runs {share(self.quiet_zero, self.quiet)}, with one {one}"
-        yield f"slowdown: caught {share(self.caught, self.tries)} of all tries"
-        yield f"          a test could see it in {share(self.visible, self.tries)} of them; of these"
-        yield f"          caught {share(self.caught_of_visible, self.visible)} with two runs,"
-        yield f"          {share(self.caught_by_one_of_visible, self.visible)} with one"
+        for name, failed, unconfirmed in zip(_RUNS, self.failed.tolist(), self.unconfirmed.tolist(), strict=True):
+            refuted = _share(unconfirmed, self.pairs)
+            yield f"{name + ':':11} failure in {_share(failed, self.pairs)}, not confirmed by the next {refuted}"
+        yield f"quiet:      exit code 0 {_each(self.quiet_zero, self.quiet)}"
+        yield f"slowdown:   caught {_each(self.caught, self.tries)}"
+        yield f"            a test could see it in {_share(self.visible, self.tries)} of these tries; of them"
+        yield f"            caught {_each(self.caught_of_visible, self.visible)}"
         if self.checked:
-            yield f"check:    the command's exit code is the same in {share(self.same, self.checked)}"
+            yield f"check:      the command's exit code is the same in {_share(self.same, self.checked)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -122,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rows = [row for row, run in enumerate(history.runs) if run.where == place]
             bounds = {"first": (0, len(rows) // 2), "second": (len(rows) // 2, len(rows)), "all": (0, len(rows))}
             first, last = bounds[chosen.part]
-            pairs = range(max(first, settings.window), min(last, len(rows) - 2), chosen.every)
+            pairs = range(max(first, settings.window), min(last, len(rows) - 3), chosen.every)
             if not pairs or len(rows) < chosen.least:
                 continue
             rng = random.Random(f"{chosen.seed} {number}")
@@ -182,15 +185,15 @@ class _Pair:
         values, apart = self.history.values[row, self.columns], self.history.disagreement[row, self.columns]
         return Candidate(_logs(values) + slower, apart.astype(np.float64))
 
-    def judged(self, *, two: bool, slower: Floats | float = 0.0) -> Found:
-        """Return the verdicts on this run, or on it and the next."""
-        second = self.run(1, slower) if two else None
+    def judged(self, runs: int, slower: Floats | float = 0.0) -> Found:
+        """Return the verdicts on this run, and on so many in all with the next ones."""
         decides = np.ones(len(self.columns), np.bool_)
         return judge(
             *(self.run(0, slower), self.known, self.bound, decides, self.benchmarks),
             *(self.settings.alpha, self.settings.window),
-            confirm=two,
-            second=second,
+            confirm=runs > 1,
+            second=self.run(1, slower) if runs > 1 else None,
+            third=self.run(2, slower) if runs > 2 else None,
         )
 
     def exit_code(self, found: Found) -> int:
@@ -201,7 +204,7 @@ class _Pair:
             return 1
         open_ = int((verdicts == VERDICTS.index("inconclusive")).sum())
         allowed = int(self.settings.inconclusive_allowed(history=True) * len(verdicts))
-        moved = found.shift > np.log1p(self.settings.usual_margin("time"))
+        moved = found.common_shift > np.log1p(self.settings.usual_margin("time"))
         return 4 if open_ > allowed or found.firm.any() or moved else 0
 
     def confirmed(self, found: Found, later: int) -> bool:
@@ -216,38 +219,37 @@ class _Pair:
 
     def count(self, count: Count, rng: random.Random) -> None:
         """Add what is seen of this pair."""
-        one, two = self.judged(two=False), self.judged(two=True)
-        code, code_of_two = self.exit_code(one), self.exit_code(two)
         count.pairs += 1
-        count.failed += code == 1
-        count.unconfirmed += code == 1 and not self.confirmed(one, 1)
-        count.failed_twice += code_of_two == 1
-        confirmed = code_of_two == 1 and self.confirmed(two, 2)
-        count.unconfirmed_twice += code_of_two == 1 and not confirmed
-        if not confirmed:
+        every = [self.judged(runs) for runs in (1, 2, 3)]
+        codes = [self.exit_code(found) for found in every]
+        confirmed = [
+            code == 1 and self.confirmed(found, 1 + place)
+            for place, (code, found) in enumerate(zip(codes, every, strict=True))
+        ]
+        failed = np.array(codes) == 1
+        count.failed += failed
+        count.unconfirmed += failed & ~np.array(confirmed)
+        if not confirmed[1]:
             count.quiet += 1
-            count.quiet_zero += code_of_two == 0
-            count.quiet_zero_of_one_run += code == 0
-        self._try(count, one, rng)
+            count.quiet_zero += np.array(codes) == 0
+        self._try(count, every[0], rng)
 
     def _try(self, count: Count, one: Found, rng: random.Random) -> None:
-        """Put the slowdown into figures of both runs that are judged, and neither failed nor got faster without it."""
+        """Put the slowdown into figures of all runs that are judged, and neither failed nor got faster without it."""
         passed = (one.verdict == VERDICTS.index("pass")) & ~one.idle & self.times
-        passed &= (one.change > -self.bound) & np.isfinite(self.run(1).logs)
+        passed &= (one.change > -self.bound) & np.isfinite(self.run(1).logs) & np.isfinite(self.run(2).logs)
         most = min(TRIES, max(1, int(SHARE * len(np.unique(self.benchmarks)))))
         places = np.flatnonzero(passed).tolist()
         chosen = rng.sample(places, min(most, len(places)))
         slower = np.zeros(len(self.columns))
         slower[chosen] = SLOWDOWN
-        of_one, of_two = self.judged(two=False, slower=slower), self.judged(two=True, slower=slower)
+        fails = np.array([self.judged(runs, slower).verdict == VERDICTS.index("fail") for runs in (1, 2, 3)])
         visible = self._visible(int(np.isfinite(self.known.level).sum()))
         for place in chosen:
-            caught = of_two.verdict[place] == VERDICTS.index("fail")
             count.tries += 1
-            count.caught += bool(caught)
-            count.visible += bool(visible[place])
-            count.caught_of_visible += bool(visible[place] and caught)
-            count.caught_by_one_of_visible += bool(visible[place] and of_one.verdict[place] == VERDICTS.index("fail"))
+            count.caught += fails[:, place]
+            count.visible += int(visible[place])
+            count.caught_of_visible += fails[:, place] & visible[place]
 
     def _visible(self, figures: int) -> Flags:
         order = np.argsort(np.isfinite(self.last), axis=0, kind="stable")[-self.settings.window :]
@@ -262,14 +264,16 @@ class _Pair:
 
     def check(self, count: Count, folder: Path) -> None:
         """Judge the same by the command's own function, from the files."""
-        first, second = (folder / self.history.runs[self.rows[self.place + later]].name for later in (0, 1))
+        first, *more = (folder / self.history.runs[self.rows[self.place + later]].name for later in (0, 1, 2))
         try:
-            found = [judge_run(folder, first, self.settings).exit_code]
-            found.append(judge_run(folder, first, self.settings, confirm=True, second=second).exit_code)
+            found = [
+                judge_run(folder, first, self.settings, confirm=runs > 1, again=more[: runs - 1]).exit_code
+                for runs in (1, 2, 3)
+            ]
         except UserError:
             return
-        own = [self.exit_code(self.judged(two=two)) for two in (False, True)]
-        count.checked += 2
+        own = [self.exit_code(self.judged(runs)) for runs in (1, 2, 3)]
+        count.checked += len(own)
         count.same += sum(int(one) == other for one, other in zip(found, own, strict=True))
 
 

@@ -60,7 +60,7 @@ __all__ = ["command"]
     invoke_without_command=True,
     short_help="Fail when something got slower, larger or less accurate.",
     groups={
-        "Revisions": ("base", "head", "self-test", "preset", "budget", "pairs"),
+        "Revisions": ("base", "head", "self-test", "minutes", "preset", "budget", "pairs"),
         "Stored results": ("baseline", "candidate", "ratios-only", "save-baseline", "replace", "baselines"),
         "A history": ("history", "window", "confirm"),
         "Judgement": (
@@ -102,13 +102,21 @@ __all__ = ["command"]
     "--confirm",
     is_flag=False,
     flag_value="",
+    multiple=True,
     metavar="[FILE]",
-    help="With --history: a figure fails only if it stands out in a second run, FILE, too; without FILE, request one.",
+    help="With --history: a figure fails only if it stands out in a second run, FILE, too; without FILE, request one. A"
+    " third run is another --confirm FILE.",
 )
 @click.option(
     "--self-test",
     is_flag=True,
     help="Measure the head against itself, and against itself slowed: what the gate can promise here.",
+)
+@click.option(
+    "--minutes",
+    type=click.FloatRange(1, 1440),
+    metavar="N",
+    help="With --self-test: how long to measure [default: 30 budgets of a case, 30 minutes].",
 )
 @click.option(
     "--ratios-only", is_flag=True, help="Compare only the sparse/dense ratios of stored results, from any environments."
@@ -161,8 +169,9 @@ def command(
     baseline: Path | None,
     candidate: Path | None,
     history: Path | None,
-    confirm: str | None,
+    confirm: tuple[str, ...],
     self_test: bool,
+    minutes: float | None,
     ratios_only: bool,
     baselines: Path,
     save_baseline: str | None,
@@ -189,7 +198,9 @@ def command(
 
     if context.invoked_subcommand is not None:
         return _leave_to(context, context.invoked_subcommand)
-    _check_mode(base, head, baseline, candidate, self_test, ratios_only, save_baseline, replaces, history, confirm)
+    _check_mode(
+        *(base, head, baseline, candidate, self_test, ratios_only, save_baseline, replaces, history, confirm, minutes)
+    )
     if self_test and (outputs or form != "table"):
         raise UserError("--self-test prints only text: leave out --output and --format")
     _check_shard(shard, save, base, outputs, form)
@@ -197,7 +208,7 @@ def command(
     given = {name: value if value != () else None for name, value in options.items()}
     settings = load_settings(Path.cwd(), **given)
     if self_test:
-        return run_self_test(head, settings)
+        return run_self_test(head, settings, None if minutes is None else 60 * minutes)
     if shard is not None and save is not None:
         assert base is not None
         return save_shard(base, head, settings, shard, save)
@@ -248,6 +259,7 @@ def _check_mode(
     replaces: object,
     history: object,
     confirm: object,
+    minutes: object,
 ) -> None:
     """See that exactly one thing is to be done, and that all that is given belongs to it."""
     modes = {
@@ -269,7 +281,8 @@ def _check_mode(
     belongs = {
         "--head": (head, ("--base", "--self-test")),
         "--candidate": (candidate, ("--baseline", "--save-baseline", "--history")),
-        "--confirm": (confirm, ("--history",)),
+        "--confirm": (confirm or None, ("--history",)),
+        "--minutes": (minutes, ("--self-test",)),
         "--replace": (replaces, ("--save-baseline",)),
     }
     for name, (value, owners) in belongs.items():
@@ -302,18 +315,17 @@ def _of_files(baseline: Path, candidate: Path | None, ratios_only: bool, setting
     return _of_compared(compared(baseline, candidate, folder, ratios_only=ratios_only), settings)
 
 
-def _of_history(history: Path, candidate: Path, confirm: str | None, settings: Settings) -> Outcome:
+def _of_history(history: Path, candidate: Path, confirm: tuple[str, ...], settings: Settings) -> Outcome:
     from meprop_bench.gate.history import judge_run
     from meprop_bench.progress import live
 
-    second = Path(confirm) if confirm else None
     with live(f"reading {history.name}") as (update, _):
         return judge_run(
             history,
             candidate,
             settings,
-            confirm=confirm is not None,
-            second=second,
+            confirm=bool(confirm),
+            again=[Path(name) for name in confirm if name],
             progress=lambda done, total: update(done / total, None),
         )
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from meprop_bench.cli.gate_output import typed
 from meprop_bench.cli.output import complaining, write
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.progress import console
@@ -132,6 +133,7 @@ def _measured(
     from meprop_bench.gate.revisions import measure
     from meprop_bench.gate.shards import FIGURES_OF_A_CASE
     from meprop_bench.gate.targets import Targets
+    from meprop_bench.measure.layout import unavailable_reason
 
     looks = Looks.within(settings.pairs)
     besides = 0 if every is None else FIGURES_OF_A_CASE * (len(every) - len(plan.cases))
@@ -146,13 +148,21 @@ def _measured(
             found = compare(plan, first, second, settings, undecided=waiting, every=every, progress=progress)
         else:
             found = measure(plan, first, second, undecided=waiting, shared=every is not None, progress=progress)
+        measured = any(one.pairs for one in found.series)
         # A machine that was busy casts no doubt on an installation that failed.
-        doubts = tuple(filter(None, (busy(),))) if any(one.pairs for one in found.series) else ()
+        doubts = tuple(filter(None, (busy(),))) if measured else ()
+    if measured and (reason := unavailable_reason()):
+        note = f"memory layouts could not be equalised, so pairs of processes may differ by them: {reason}"
+        found = replace(found, notes=(*found.notes, note))
     return found, doubts, (first, second)
 
 
-def run_self_test(head: str | None, settings: Settings) -> int:
-    """Measure a revision against itself, print what the gate can promise here, and return the exit code."""
+def run_self_test(head: str | None, settings: Settings, seconds: float | None) -> int:
+    """Measure a revision against itself, print what the gate can promise here, and return the exit code.
+
+    Measuring takes so many `seconds`; None: as many as `selftest.check` says.
+    """
+    from meprop_bench.gate.files.machine import machine_line
     from meprop_bench.gate.project import both_installed
     from meprop_bench.gate.selftest import as_text, check
 
@@ -161,10 +171,11 @@ def run_self_test(head: str | None, settings: Settings) -> int:
     revision = head or "HEAD"
     with _measuring(plan, revision, revision) as (first, second, progress, busy):
         sides = both_installed(first, second, settings) if settings.own else (first, second)
-        promise = check(plan, *sides, settings, progress=progress)
+        promise = check(plan, *sides, settings, seconds=seconds, progress=progress)
         doubt = busy()
     with complaining():
-        write((f"{doubt}\n" if doubt else "") + as_text(promise))
+        where = f"{first.name} against itself, on {machine_line(promise.environment)}"
+        write("".join(f"{line}\n" for line in (doubt, typed(), where) if line) + as_text(promise))
     return promise.exit_code
 
 

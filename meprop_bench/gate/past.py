@@ -33,6 +33,7 @@ class PastRuns(msgspec.Struct, frozen=True):
     shifts: list[_Log]
     shift: _Log = 0.0  # of the run that is judged
     second_shift: _Log = 0.0
+    third_shift: _Log = 0.0
 
 
 @dataclass(frozen=True)
@@ -51,26 +52,29 @@ class Past:
     runs: PastRuns
     values: _Floats  # (runs, figures); NaN, infinite or 0 where there is none that can be drawn
     second: _Floats  # (figures,), of the second run
+    third: _Floats
 
     def of(self, place: int) -> dict[str, Any]:
-        """Return what is stored of a figure: its values, one for each of as many of the newest runs, and the second."""
+        """Return what is stored of a figure: its values, one for each of the newest runs, and those of later ones."""
         if place >= len(self.second):
             return {}
         found = _stored(self.values[:, place])
         first = next((run for run, value in enumerate(found) if value is not None), len(found))
-        (second,) = _stored(self.second[place : place + 1])
-        return {"past": found[first:]} | ({} if second is None else {"second": second})
+        later = zip(("second", "third"), _stored(np.array([self.second[place], self.third[place]])), strict=True)
+        return {"past": found[first:]} | {name: value for name, value in later if value is not None}
 
 
-def seen(
-    runs: PastRuns, level: float | None, past: Sequence[float | None], head: float | None, second: float | None
-) -> list[PastRun]:
-    """Return the runs of a figure as they are drawn, the candidate last; none where there is no level."""
+def seen(runs: PastRuns, level: float | None, past: Sequence[float | None], *own: float | None) -> list[PastRun]:
+    """Return the runs of a figure as they are drawn; none where there is no level.
+
+    `own` are the values of the candidate and of its second and third run.
+    """
     skipped = len(runs.names) - len(past)
     if level is None or level <= 0 or not past or skipped < 0:
         return []
     every = [*zip(runs.names[skipped:], runs.shifts[skipped:], past, strict=False)]
-    every += [("this run", runs.shift, head), ("second run", runs.second_shift, second)]
+    shifts = (runs.shift, runs.second_shift, runs.third_shift)
+    every += zip(("this run", "second run", "third run"), shifts, own, strict=False)
     found = [PastRun(name, value, value / level / math.exp(shift)) for name, shift, value in every if value]
     return [one for one in found if _LEAST < one.ratio < 1 / _LEAST]
 

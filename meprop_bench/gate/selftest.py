@@ -26,8 +26,8 @@ import math
 import random
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeAlias, Unpack
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias, Unpack
 
 import numpy as np
 
@@ -86,6 +86,7 @@ class Promise:
     seconds: float
     least_margin: float | None  # the first of `TRIED_MARGINS` at which all times of identical code pass in 95% of runs
     clean: tuple[int, int]  # runs on identical code, and how many of them passed in all cases at once
+    environment: Mapping[str, Any] = field(default_factory=dict)  # of the machine
 
     def total(self, slowdown: float) -> tuple[int, int, int]:
         """Return tries, failed and inconclusive of all cases."""
@@ -153,6 +154,7 @@ def check(
         rounds.seconds,
         replay.least_margin(tries),
         replay.clean(),
+        rounds.environment,
     )
 
 

@@ -68,6 +68,7 @@ class _Judged(msgspec.Struct, gc=False):
     processes: list[ProcessPair] = []
     past: list[Positive | None] = []
     second: Positive | None = None
+    third: Positive | None = None
 
 
 class _File(msgspec.Struct):
@@ -112,7 +113,9 @@ def of_outcome(path: Path, glob: str) -> list[Explained]:
             _judgement(one := every[place]),
             one.processes,
             of_history=of_history,
-            past=() if found.history is None else seen(found.history, one.base, one.past, one.head, one.second),
+            past=()
+            if found.history is None
+            else seen(found.history, one.base, one.past, one.head, one.second, one.third),
         )
         for place in places
     ]

@@ -10,15 +10,18 @@ the kernel places them below the room that it leaves for the stack, and the stac
 above it. Common random numbers: what addresses do to both cancels, and the next pair lies elsewhere, so that no verdict
 is about one layout. Of 40 such pairs of that function none differed by more than 4%, in whichever of its two times.
 
-Where the system refuses (a container's seccomp profile may), processes are randomised as ever.
+Where the system refuses (a container's seccomp profile may), processes are randomised as ever, and `unavailable_reason`
+says so.
 """
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Sequence
 
-__all__ = ["PADDING", "alike"]
+__all__ = ["PADDING", "alike", "unavailable_reason"]
 
 PADDING = "MEPROP_BENCH_LAYOUT"
 """The variable that shifts the stack by its length."""
@@ -51,3 +54,29 @@ def alike(argv: Sequence[str], draw: int) -> tuple[list[str], dict[str, str]]:
     shift, rest = divmod(draw, _BYTES)
     room = _LEAST_STACK + (1 + shift % _PAGES) * _PAGE
     return [sys.executable, "-I", "-S", "-c", _LAUNCH, str(room), *argv], {PADDING: "x" * rest}
+
+
+_ASK = """\
+import ctypes, resource
+print(max(ctypes.CDLL(None).personality(0xFFFFFFFF), 0) & 0x0040000, resource.getrlimit(resource.RLIMIT_STACK)[0])
+"""
+
+
+def unavailable_reason() -> str | None:
+    """Say why processes of one draw do not lie alike here, or lie where those of all draws do; None where all is well.
+
+    A process is asked that was started as they are, as a refusal shows in nothing else.
+    """
+    if sys.platform != "linux":
+        return "only Linux lets a process choose its addresses"
+    argv, variables = alike([sys.executable, "-I", "-S", "-c", _ASK], 0)
+    room = argv[argv.index(_LAUNCH) + 1]
+    asked = subprocess.run(argv, env=os.environ | variables, capture_output=True, text=True, check=False)
+    match asked.stdout.split():
+        case ["0", _]:
+            return "the system does not let a process choose its personality, as some containers do not"
+        case [_, limit] if limit == room:
+            return None
+        case [_, _]:
+            return f"a stack of {int(room) >> 20} MiB is beyond the limit"
+    return "a process that was started for it does not answer"

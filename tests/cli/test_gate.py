@@ -5,12 +5,15 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from meprop_bench.cli import run
 from meprop_bench.errors import ExitCode, UserError
+from meprop_bench.gate.selftest import SLOWDOWNS, CasePromise, Promise
 
 
 def benchmark_file(path, seconds):
@@ -58,6 +61,7 @@ def test_files_are_judged_and_written_in_several_formats(slow, code, tmp_path, m
         (["--base", "main", "--save-baseline", "b"], "a revision needs none, as it is measured anew: give --base main"),
         (["--baseline", "a", "--head", "b"], "--head goes with --base"),
         (["--base", "a", "--ratios-only"], "--ratios-only goes with --baseline"),
+        (["--base", "a", "--minutes", "5"], "--minutes goes with --self-test"),
         (["--base", "a", "--output", "x.pdf"], "the format of x.pdf is not known"),
         (["--base", "a", "--output", "none/x.md"], "its folder does not exist"),
         (["--base", "a", "--margin", "-1"], "margin must be"),
@@ -71,6 +75,26 @@ def test_wrong_usage_is_one_line(arguments, words, tmp_path, monkeypatch, capsys
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
+
+
+def test_a_self_test_measures_for_the_minutes_that_are_given_and_says_what_of(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    seen = {}
+
+    def check(plan, first, second, settings, *, seconds, progress):
+        seen.update(cases=len(plan.cases), budget=settings.budget, seconds=seconds)
+        tries = dict.fromkeys((0.0, *SLOWDOWNS), (20, 0, 20))
+        case = CasePromise("a case", 9, 9, 0.01, 0.04, tries, dict.fromkeys(tries, 0.0))
+        return Promise((case,), 0.045, 60.0, seconds or 1800.0, 0.05, (20, 0), {"cpu_model": "a processor"})
+
+    measuring = nullcontext((SimpleNamespace(name="HEAD (1)"), None, None, str))
+    monkeypatch.setattr("meprop_bench.cli.gate_revisions._measuring", lambda plan, base, head: measuring)
+    monkeypatch.setattr("meprop_bench.gate.selftest.check", check)
+    for given, seconds in ((["--minutes", "14"], 840.0), ([], None)):
+        assert run(["gate", "--self-test", *given]) == ExitCode.INCONCLUSIVE
+        assert seen == {"cases": 5, "budget": 60.0, "seconds": seconds}
+    printed = capsys.readouterr().out
+    assert "\nHEAD (1) against itself, on a processor\nSelf-test: " in printed
 
 
 @pytest.mark.parametrize(("axis", "label"), [('compile = "on"', "compile=on"), ('baseline = "best"', "best baseline")])
@@ -306,6 +330,9 @@ def test_a_second_run_is_asked_for_and_given(history, capsys):
     assert "Figures that await a second run: 1 (m.time_3)." in " ".join(capsys.readouterr().out.split())
     assert run([*given, asv_run(history.parent / "again", 12, 1.3)]) == ExitCode.REGRESSION
     assert run([*given, asv_run(history.parent / "again", 12)]) == ExitCode.OK
+    twice = [*given, asv_run(history.parent / "again", 12, 1.3), "--confirm"]
+    assert run([*twice, asv_run(history.parent / "third", 12, 1.3)]) == ExitCode.REGRESSION
+    assert run([*twice, asv_run(history.parent / "third", 12)]) == ExitCode.OK
 
 
 def test_a_verdict_by_a_history_is_explained_by_its_last_runs(history, tmp_path, capsys):

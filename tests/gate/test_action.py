@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,8 +13,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
+from meprop_bench.cli import cli
+from meprop_bench.cli.gate_output import FORMATS
+from meprop_bench.errors import ExitCode
 from meprop_bench.gate.markdown import marker
 
 yaml = pytest.importorskip("yaml", reason="not installed: pip install 'meprop-bench[dev]'")
@@ -205,7 +210,14 @@ def test_options_are_passed_on_as_they_are_and_only_where_given(run: Run, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("confirm", "options"), [("", []), ("false", []), ("true", ["--confirm"]), ("-2.json", ["--confirm=-2.json"])]
+    ("confirm", "options"),
+    [
+        ("", []),
+        ("false", []),
+        ("true", ["--confirm"]),
+        ("-2.json", ["--confirm=-2.json"]),
+        ("2.json\nno 3.json\n", ["--confirm=2.json", "--confirm=no 3.json"]),
+    ],
 )
 def test_a_run_is_judged_by_a_history_and_confirmed(run: Run, tmp_path: Path, confirm: str, options: list[str]) -> None:
     program(tmp_path, "meprop-bench", 'printf "%s\n" "$@" > called.txt; exit 4')
@@ -410,3 +422,36 @@ def test_the_jobs_of_a_matrix_have_a_comment_each(
     program(tmp_path, "meprop-bench", 'echo "$GITHUB_WORKFLOW / $GITHUB_JOB" "${@:10}"')
     found, _ = run("gate", inputs=inputs, strategy=strategy)
     assert plain(found.stdout) == expected
+
+
+PAGE = (ROOT / "meprop_bench/gate/README.md").read_text("utf-8")
+BLOCKS = [yaml.safe_load(text) for text in re.findall(r"^```yaml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)]
+
+
+def _steps(block: Any) -> list[Mapping[str, Any]]:
+    """Return the steps of a workflow's jobs, or those that stand alone."""
+    if isinstance(block, list):
+        return block
+    return [step for job in block.get("jobs", {}).values() for step in job["steps"]]
+
+
+def test_documented_workflows_give_the_action_inputs_that_it_has() -> None:
+    uses = [step for block in BLOCKS for step in _steps(block) if step.get("uses") in ("./", "OWNER/meprop-bench@TAG")]
+    assert len(uses) == 5
+    for step in uses:
+        assert set(step["with"]) <= set(ACTION["inputs"])
+
+
+def test_the_documented_job_of_gitlab_is_a_command_of_the_gate() -> None:
+    (job,) = [block["gate"] for block in BLOCKS if isinstance(block, dict) and "gate" in block]
+    (command,) = [line for line in job["script"] if line.startswith("meprop-bench")]
+    words = shlex.split(command)
+    assert words[:2] == ["meprop-bench", "gate"]
+    gate = cli.get_command(click.Context(cli), "gate")
+    assert gate is not None
+    given, rest, _ = gate.make_parser(click.Context(gate, resilient_parsing=True)).parse_args(words[2:])
+    assert rest == []
+    written = set(given["outputs"])
+    assert {*job["artifacts"]["paths"], *job["artifacts"]["reports"].values()} == written
+    assert all(name.endswith(tuple(FORMATS)) for name in written)
+    assert job["allow_failure"] == {"exit_codes": [int(ExitCode.INCONCLUSIVE)]}

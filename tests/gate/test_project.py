@@ -23,6 +23,7 @@ from meprop_bench.gate.revisions import Measured
 from meprop_bench.gate.settings import load_settings
 from meprop_bench.gate.targets import targets
 from meprop_bench.gate.worktree import work_trees
+from meprop_bench.measure import layout
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs locks that end with their process")
 
@@ -174,6 +175,19 @@ def test_the_command_says_the_same(
     comment = (repository.root.parent / "gate.md").read_text()
     assert comment.startswith("<!-- meprop-bench gate:")
     assert "project -->" in comment.splitlines()[0]
+
+
+def test_layouts_that_are_not_equal_are_a_note(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _library(repository, 'functions = [{function = "bench/speed.py:parse_large", threads = 1}]')
+    monkeypatch.chdir(repository.root)
+    monkeypatch.setattr("tempfile.tempdir", str(repository.cache))
+    asks = layout._LAUNCH.replace("personality(0x0040000)", "personality(0xFFFFFFFF)")  # and changes nothing
+    monkeypatch.setattr(layout, "_LAUNCH", asks)
+    run(["gate", "--base", "HEAD"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "memory layouts could not be equalised, so pairs of processes may differ by them: the system" in printed
 
 
 def test_a_busy_machine_casts_no_doubt_on_an_installation_that_failed(

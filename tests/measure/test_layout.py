@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from meprop_bench.measure.layout import PADDING, alike
+from meprop_bench.measure import layout
+from meprop_bench.measure.layout import PADDING, alike, unavailable_reason
 
 _WHERE = """\
 import ctypes, json
@@ -57,3 +58,29 @@ def test_what_is_run_keeps_its_arguments_and_its_exit_code():
 def test_elsewhere_than_on_linux_nothing_is_changed(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     assert alike(["a", "b"], 7) == (["a", "b"], {})
+
+
+@pytest.mark.skipif(refused() is not None, reason=str(refused()))
+def test_where_processes_lie_alike_there_is_nothing_to_say():
+    assert unavailable_reason() is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="not Linux")
+@pytest.mark.parametrize(
+    ("call", "instead", "words"),
+    [
+        # As where the call is refused: nothing is changed, and nothing is raised.
+        ("personality(0x0040000)", "personality(0xFFFFFFFF)", "does not let a process choose its personality"),
+        ("resource.setrlimit", "raise ValueError; (lambda *_: None)", "a stack of 128 MiB is beyond the limit"),
+        ("os.execv", "sys.exit", "does not answer"),
+    ],
+)
+def test_a_refusal_is_seen_by_asking_a_process(monkeypatch, call, instead, words):
+    assert call in layout._LAUNCH
+    monkeypatch.setattr(layout, "_LAUNCH", layout._LAUNCH.replace(call, instead))
+    assert words in unavailable_reason()
+
+
+def test_elsewhere_than_on_linux_there_is_no_such_thing(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert unavailable_reason() == "only Linux lets a process choose its addresses"

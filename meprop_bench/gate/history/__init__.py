@@ -2,7 +2,7 @@
 
     folder  ->  History     (runs, figures), cached: asv's results, pytest-benchmark's storage, results folders of ours
     the last runs in the candidate's environment, before it  ->  Expected       of each figure level, spread, tails
-    candidate, a second run of it  ->  Found  ->  Outcome       verdicts on all figures at once
+    candidate, up to two more runs of it  ->  Found  ->  Outcome       verdicts on all figures at once
 
 Two runs cannot decide a large suite: one figure of a thousand is elsewhere by a tenth and more in any run. Its own past
 tells what a figure does without a change, and where that is not enough a second run does (`--confirm`).
@@ -10,7 +10,7 @@ tells what a figure does without a change, and where that is not enough a second
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from meprop_bench.errors import UserError
@@ -29,16 +29,23 @@ def judge_run(
     settings: Settings,
     *,
     confirm: bool = False,
-    second: Path | None = None,
+    again: Sequence[Path] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Outcome:
-    """Judge a run by those in a folder; with `confirm` what stands out awaits a `second` run, or is judged by both.
+    """Judge a run by those in a folder; with `confirm` what stands out awaits another run, or is judged by those that
+    were made `again`, two at most.
 
     `progress` is called with how many of how many files of the history are read. Raises `UserError` for what cannot be
     read (exit code 2), and where no run, or too few, can be compared (3).
     """
-    if second is not None and second.resolve() == candidate.resolve():
-        raise UserError(f"{second.name} is the candidate itself: measure a second time, and name that file")
+    seen = [candidate.resolve()]
+    for path in again:
+        if path.resolve() in seen:
+            which = "candidate" if path.resolve() == seen[0] else "second run"
+            raise UserError(f"{path.name} is the {which} itself: measure once more, and name that file")
+        seen.append(path.resolve())
+    if len(again) > 2:
+        raise UserError("--confirm takes two runs at most: leave the others out")
     head = read_file(candidate)
-    again = None if second is None else read_file(second)
-    return compare(read_history(folder, progress), folder.resolve().name, head, settings, confirm=confirm, second=again)
+    more = [read_file(path) for path in again]
+    return compare(read_history(folder, progress), folder.resolve().name, head, settings, confirm=confirm, again=more)

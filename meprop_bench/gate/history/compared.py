@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,6 +38,8 @@ _LOOKED_AT = 3
 """Windows of runs among which a figure's newest are looked for: one that only every third run has is judged, too."""
 _SHOWN, _NAMED = 3, 8
 """Names that a note shows, and benchmarks that are to be measured again."""
+_WHICH = ("second", "third")
+"""The runs by which what stands out in the first is confirmed."""
 _LARGEST = 700.0
 """e^700 is near the largest number there is."""
 _SHIFT_SHOWN = 0.01
@@ -105,14 +107,15 @@ def compare(
     settings: Settings,
     *,
     confirm: bool = False,
-    second: Figures | None = None,
+    again: Sequence[Figures] = (),
 ) -> Outcome:
-    """Return the verdicts on a candidate, and on a `second` run of it; `name` is the history's."""
+    """Return the verdicts on a candidate, with up to two more runs of it; `name` is the history's."""
     if not len(head) and not head.failures:
         raise UserError(f"{head.name} holds no figures: measure first", ExitCode.NOTHING_MEASURED)
     rows, notes = _runs(history, name, head)
-    if second is not None and (reason := _elsewhere(second, head)):
-        raise UserError(f"the second run is of another environment: {reason}", ExitCode.NOT_COMPARABLE)
+    for which, one in zip(_WHICH, again, strict=False):
+        if reason := _elsewhere(one, head):
+            raise UserError(f"the {which} run is of another environment: {reason}", ExitCode.NOT_COMPARABLE)
     window = settings.window
     recent = history.values[rows[-_LOOKED_AT * window :]]
     own = _Figures.of(head, history, settings)
@@ -120,7 +123,8 @@ def compare(
     apart = history.disagreement[rows[-_LOOKED_AT * window :]][:, own.columns]
     known = expected(_logs(raw), benchmarks := benchmarks_of(own.cases), window, apart)
     rules = _Rules.of(own, known, settings)
-    other = None if second is None else own.aligned(_Figures.of(second, history, settings))
+    more = [own.aligned(_Figures.of(one, history, settings)) for one in again]
+    second, third = (*more, None, None)[:2]
     found = judge(
         Candidate(_logs(own.values), own.disagreement),
         known,
@@ -130,13 +134,14 @@ def compare(
         settings.alpha,
         window,
         confirm=confirm,
-        second=other,
+        second=second,
+        third=third,
     )
     lines = _Lines(own.cases, list(own.kinds), _rows(own, found, known, rules))
     firm = found.firm & ~rules.report_only
     lines.add_zeros(own, raw[-window:], rules)
-    lines.add_failures(history, recent[-window:], head, second, confirm, settings)
-    lines.add_shift(found.shift, settings)
+    lines.add_failures(history, recent[-window:], head, again, confirm, settings)
+    lines.add_shift(found.common_shift, settings)
     used = min(len(rows), window)
     return Outcome(
         f"the last {used} of {len(rows)} runs in {name}",
@@ -145,9 +150,9 @@ def compare(
         tuple(dict.fromkeys((*head.notes, *notes, *_notes(found, history, recent, head)))),
         doubts=tuple(head.doubts),
         allowed=settings.inconclusive_allowed(history=True),
-        past=_past(history, rows[-_LOOKED_AT * window :], _counted(raw, window), known, found, other),
+        past=_past(history, rows[-_LOOKED_AT * window :], _counted(raw, window), known, found, more),
         firm=int(firm.sum()) + lines.firm,
-        findings=tuple(_findings(own, found, rules, lines.firm_failures, confirm)),
+        findings=tuple(_findings(own, found, rules, lines.firm_failures, len(again) if confirm else None)),
         hint=_HINT,
     )
 
@@ -270,7 +275,7 @@ class _Lines:
         history: History,
         recent: Floats,
         head: Figures,
-        second: Figures | None,
+        again: Sequence[Figures],
         confirm: bool,
         settings: Settings,
     ) -> None:
@@ -291,15 +296,15 @@ class _Lines:
             reason = head.failures.get(case) or head.failures[benchmark_of(case)]
             if broke.any():
                 verdict, reason = "inconclusive", f"{reason}, as in {int(broke.sum())} of its last {len(recent)} runs"
-            elif second is not None and not _fails(second, case):
-                verdict, reason = "pass", f"{reason} in the first run, not in the second"
-            elif confirm and second is None:
+            elif which := [one for one, run in zip(_WHICH, again, strict=False) if not _fails(run, case)]:
+                verdict, reason = "pass", f"{reason} in the first run, not in the {which[0]}"
+            elif confirm and not again:
                 verdict, reason = "inconclusive", f"{reason}: a second run has to confirm it"
                 self.firm, self.firm_failures = self.firm + 1, self.firm_failures + 1
             self._add(case, kind, verdict, reason, int(ran.sum()))
 
     def add_shift(self, shift: float, settings: Settings) -> None:
-        """Add a line for the run as a whole, where it is beyond the margin of times."""
+        """Add a line for the run as a whole, where it is beyond the margin of times: if there are two, both are."""
         margin = settings.usual_margin("time")
         if shift <= math.log1p(margin):
             return
@@ -327,19 +332,21 @@ class _Lines:
         self._rows[place]["reason"] = self._reasons.index(reason)
 
 
-def _fails(second: Figures, case: str) -> bool:
-    """Whether a second run has nothing of a case: it failed again, or was not tried."""
-    return case in second.failures or not second.ran(case)
+def _fails(again: Figures, case: str) -> bool:
+    """Whether another run has nothing of a case: it failed again, or was not tried."""
+    return case in again.failures or not again.ran(case)
 
 
 def _past(
-    history: History, rows: Integers, raw: Floats, known: Expected, found: Found, second: Candidate | None
+    history: History, rows: Integers, raw: Floats, known: Expected, found: Found, more: Sequence[Candidate]
 ) -> Past:
     """Return what the verdicts were made of, of the runs that any figure was judged by."""
     runs = [history.runs[row] for row in rows.tolist()]
-    logs = np.full(raw.shape[1], np.nan) if second is None else second.logs
-    shifts = PastRuns([_called(run) for run in runs], known.shifts.tolist(), found.shift, found.second_shift)
-    return Past(shifts, raw, np.exp(logs))
+    nothing = np.full(raw.shape[1], np.nan)
+    second, third = (*(np.exp(one.logs) for one in more), nothing, nothing)[:2]
+    shared = [shift or 0.0 for shift in (found.shift, found.second_shift, found.third_shift)]
+    names = [_called(run) for run in runs]
+    return Past(PastRuns(names, known.shifts.tolist(), *shared), raw, second, third)
 
 
 def _counted(raw: Floats, window: int) -> Floats:
@@ -357,7 +364,7 @@ def _called(run: Run) -> str:
     return day + run.commit[:8]
 
 
-def _findings(own: _Figures, found: Found, rules: _Rules, failures: int, confirm: bool) -> Iterator[str]:
+def _findings(own: _Figures, found: Found, rules: _Rules, failures: int, again: int | None) -> Iterator[str]:
     """Yield what stands below the verdict: what there is to do, what moved together, what would have been seen."""
     waiting = int((found.firm & ~rules.report_only).sum()) + failures
     if found.moved:
@@ -365,18 +372,20 @@ def _findings(own: _Figures, found: Found, rules: _Rules, failures: int, confirm
             f"{found.moved} benchmarks stand out at once, too many for a change of the code alone: the machine or the"
             " environment moved, or something that all of them use. No figure fails by itself; measure again."
         )
-    elif waiting and confirm:
+    elif waiting and again is not None:
         names = list(dict.fromkeys(benchmark_of(own.cases[place]) for place in np.flatnonzero(found.firm).tolist()))
         what = ", ".join([*(shown(name, 120) for name in names[:_NAMED]), *["..."][: len(names) > _NAMED]])
+        which = "another" if again else "a second"
         yield (
-            f"Figures that await a second run: {waiting}{f' ({what})' if what else ''}. Measure these benchmarks of the"
-            " same code again, and give the result with --confirm FILE."
+            f"Figures that await {which} run: {waiting}{f' ({what})' if what else ''}. Measure these"
+            " benchmarks of the same code again, and give the result with --confirm FILE."
         )
     if abs(found.shift) > _SHIFT_SHOWN:
         words = "slower" if found.shift > 0 else "faster"
+        once = " The second run is not." if found.common_shift < _SHIFT_SHOWN < found.shift else ""
         yield (
             f"The run as a whole is {math.expm1(abs(found.shift)):.1%} {words} than its last ones, which is the machine"
-            " or the environment, or what all share: each figure is judged beside that."
+            f" or the environment, or what all share: each figure is judged beside that.{once}"
         )
     if found.unrest > _RESTLESS:
         yield f"Its figures scatter {found.unrest:.1f} times as much as they use to, which all verdicts allow for."

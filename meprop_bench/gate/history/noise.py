@@ -76,7 +76,7 @@ def expected(
     `disagreement` is that of the values behind each; without it they agree.
     """
     count = logs.shape[1]
-    shifts = np.array([common_shift(row, benchmarks) for row in logs - _middle(logs)])
+    shifts = np.array([common_shift(row, benchmarks) or 0.0 for row in logs - _middle(logs)])
     last = newest(logs - shifts[:, None], window)
     runs = np.isfinite(last).sum(axis=0)
     level, spread, beyond, farthest, since = (np.full(count, np.nan) for _ in range(5))
@@ -94,18 +94,20 @@ def expected(
     return Expected(level, spread, error, beyond, farthest, degrees, usual, runs, shifts)
 
 
-def common_shift(distances: Floats, benchmarks: Integers) -> float:
-    """Return what all figures of a run have in common, from the distance of each to what it should be."""
+def common_shift(distances: Floats, benchmarks: Integers) -> float | None:
+    """Return what all figures of a run have in common, from the distance of each to what it should be; None where
+    nobody can tell.
+    """
     known = np.isfinite(distances)
     own, values = benchmarks[known], distances[known]
     if not len(own):
-        return 0.0
+        return None
     order = np.lexsort((values, own))
     own, values = own[order], values[order]
     starts = np.flatnonzero(np.r_[True, own[1:] != own[:-1]])
     sizes = np.diff(np.r_[starts, len(own)])
     if len(starts) < _BENCHMARKS:
-        return 0.0
+        return None
     medians = (values[starts + (sizes - 1) // 2] + values[starts + sizes // 2]) / 2
     return float(np.median(medians))
 

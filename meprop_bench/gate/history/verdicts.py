@@ -24,6 +24,10 @@ and is not there in the next. A run that was disturbed does not count: then the 
 both have to say the same, as a change of the code does: p is 1 where they are farther apart than noise and `_APART_BY`
 of the change allow.
 
+A disturbance may last for two runs, but seldom for three; and one of three may be disturbed where the change is real.
+With a third run a figure fails where it would by the first and one of the others, and where the one that is left lies
+nearer to these than to the level: above half of the smaller change, midway between a change that lasts and none.
+
 Many benchmarks that stand out in one run are not so many changes of the code: the machine moved, or something that all
 of them use. No figure fails then, and the run says so, as it does when its common shift exceeds the margin.
 """
@@ -47,14 +51,18 @@ REASONS = (
     "within its own spread",
     "slower, but its own values disagree",
     "stands out in this run: a second one has to confirm it",
+    "stood out in two runs: a third one has to confirm it",
     "stood out in the first run, not in the second",
+    "stood out in two runs, not in the third",
     "slower in both runs, but not by the same",
     "many figures moved together",
     "its own spread would hide even twice the figure",
     "too few runs have it as yet",
     "new: no run has it",
 )
-_WITHIN, _DISAGREES, _AWAITS, _NOT_AGAIN, _APART, _TOGETHER, _HIDES, _YOUNG, _NEW = range(1, len(REASONS))
+(_WITHIN, _DISAGREES, _AWAITS, _AWAITS_THIRD, _NOT_AGAIN, _NOT_LASTING, _APART, _TOGETHER, _HIDES, _YOUNG, _NEW) = (
+    range(1, len(REASONS))
+)
 
 _HIDDEN = math.log(2)
 """A slowdown that has to stand out, or the figure is not judged."""
@@ -93,14 +101,20 @@ class Found:
     reach: Floats  # from where a change stands out
     caught: Floats  # what would have stood out with 90% probability
     shift: float  # of the candidate
-    second_shift: float  # of its second run
+    second_shift: float | None  # of its second run; None where there is none, or too little of it to tell
+    third_shift: float | None
     unrest: float
     moved: int  # benchmarks that stand out, where they are so many that none fails; else 0
 
     @property
+    def common_shift(self) -> float:
+        """What the candidate has in common, as far as the runs that confirm it have it, too."""
+        return min(shift for shift in (self.shift, self.second_shift, self.third_shift) if shift is not None)
+
+    @property
     def firm(self) -> Flags:
         """What is inconclusive and has to be looked at, however much may be inconclusive."""
-        return np.isin(self.reason, (_AWAITS, _TOGETHER))
+        return np.isin(self.reason, (_AWAITS, _AWAITS_THIRD, _TOGETHER))
 
     @property
     def idle(self) -> Flags:
@@ -123,18 +137,22 @@ class _Evidence:
     p: Floats
     agrees: Flags  # its own values do, so that p can be believed
     near: Flags  # it lies just where one of its last runs lay
-    shift: float
+    shift: float | None
     unrest: float
     wider: float  # by what it makes the errors wider
 
     @classmethod
-    def of(cls, run: Candidate, known: Expected, bound: Floats, benchmarks: Integers) -> _Evidence:
+    def of(
+        cls, run: Candidate, known: Expected, bound: Floats, benchmarks: Integers, alike: Flags | None = None
+    ) -> _Evidence:
+        """Say what a run says; what all its figures share is taken from those that are `alike`, by default all."""
         from scipy.special import stdtr
 
         distance = run.logs - known.level
-        shift = common_shift(distance, benchmarks)
-        change = distance - shift
-        restless = unrest(change, known.error)
+        shared = distance if alike is None else np.where(alike, distance, np.nan)
+        shift = common_shift(shared, benchmarks)
+        change, shared = distance - (shift or 0.0), shared - (shift or 0.0)
+        restless = unrest(shared, known.error)
         more = math.sqrt(restless)
         excess = np.maximum(run.disagreement - known.usual, 0.0)
         sure, error = change - excess, known.error * more
@@ -175,8 +193,11 @@ def judge(
     *,
     confirm: bool = False,
     second: Candidate | None = None,
+    third: Candidate | None = None,
 ) -> Found:
     """Return the verdicts on a run; with `confirm` what stands out awaits a `second` one, or is judged by both.
+
+    What fails in both a `third` one may take back.
 
     `bound` is what each may lose (log scale), `decides` which are judged at once, `alpha` the chance, one-sided, at
     which any of them may fail by noise alone.
@@ -188,15 +209,24 @@ def judge(
     family, power = max(int(judged.sum()), 1), 2 if confirm else 1
     stands = _rejected(found.p**2 if confirm else found.alone, judged, alpha)
     never = np.zeros_like(stands)
-    fails, again, both, apart = stands & (not confirm), never, never, never
-    other = None if second is None else _Evidence.of(second, known, bound, benchmarks)
+    fails, again, both, apart, gone, lacking = stands & (not confirm), never, never, never, never, never
+    # These runs may hold little but what stood out: that all of it is slower is not the machine.
+    other, last = (
+        None if run is None else _Evidence.of(run, known, bound, benchmarks, ~stands) for run in (second, third)
+    )
     if other is not None:
         again = stands & np.isfinite(other.p)
-        p, apart = _of_two(found, other)
-        fails = again & _rejected(np.where(again, p, 1.0), judged, alpha)
+        fails, apart = _agreeing(found, other, stands, judged, alpha)
         both = again & _rejected(np.where(again, np.fmax(found.p, other.p) ** 2, 1.0), judged, alpha)
+        if last is not None:
+            two, (others, _) = fails, _agreeing(found, last, stands, judged, alpha)
+            lasts = _nearer(last, found, other)
+            fails = (two & lasts) | (others & _nearer(other, found, last))
+            lacking = two & np.isnan(last.change)
+            gone = (two | both) & np.isfinite(last.change) & ~lasts & ~fails
+    refuted = again & ~fails & ~lacking
     families = len(np.unique(benchmarks[judged]))
-    moved = len(np.unique(benchmarks[stands & ~(again & ~fails)]))
+    moved = len(np.unique(benchmarks[stands & ~refuted]))
     together = moved >= max(_MANY_AT_LEAST, _MANY * families)
 
     degrees = known.degrees.astype(np.float64)
@@ -210,8 +240,10 @@ def judge(
     calm = np.zeros_like(stands) if other is None else other.change <= reach
     none = ~np.isfinite(known.level) | (hides & (known.runs < window))
     cases: tuple[tuple[Flags, int, int], ...] = (
-        (stands & together & ~(again & ~fails), 1, _TOGETHER),
+        (stands & together & ~refuted, 1, _TOGETHER),
         (fails, 0, 0),
+        (gone, 2, _NOT_LASTING),
+        (lacking, 1, _AWAITS_THIRD),
         (both & apart, 1, _APART),
         (both, 1, _DISAGREES),
         (again, 2, _NOT_AGAIN),
@@ -232,11 +264,25 @@ def judge(
         2 * found.change - found.sure + half,
         reach,
         reach + _CAUGHT * found.error,
-        found.shift,
-        0.0 if other is None else other.shift,
+        found.shift or 0.0,
+        None if other is None else other.shift,
+        None if last is None else last.shift,
         found.unrest,
         moved if together else 0,
     )
+
+
+def _agreeing(one: _Evidence, other: _Evidence, stands: Flags, judged: Flags, alpha: float) -> tuple[Flags, Flags]:
+    """Return what fails by two runs, and where these do not say the same."""
+    p, apart = _of_two(one, other)
+    both = stands & np.isfinite(other.p)
+    return both & _rejected(np.where(both, p, 1.0), judged, alpha), apart
+
+
+def _nearer(run: _Evidence, one: _Evidence, other: _Evidence) -> Flags:
+    """Whether a run is nearer to two others than to the level."""
+    found: Flags = run.change > np.minimum(one.change, other.change) / 2
+    return found
 
 
 def _rejected(p: Floats, judged: Flags, alpha: float) -> Flags:

@@ -94,8 +94,8 @@ def judged(twenty: Suite) -> Judge:
     from meprop_bench.gate.history import judge_run
     from meprop_bench.gate.settings import Settings
 
-    def go(run: Path, second: Path | None = None, *, confirm: bool = False, **settings: Any) -> Any:
-        found = Settings(**settings)
-        return judge_run(twenty.folder, run, found, confirm=confirm or second is not None, second=second)
+    def go(run: Path, *again: Path | None, confirm: bool = False, **settings: Any) -> Any:
+        found, more = Settings(**settings), [path for path in again if path is not None]
+        return judge_run(twenty.folder, run, found, confirm=confirm or bool(more), again=more)
 
     return go

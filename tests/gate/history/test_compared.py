@@ -87,6 +87,26 @@ def test_a_second_run_may_hold_what_stood_out_alone(twenty, judged):
     assert judged(path, second).exit_code == ExitCode.REGRESSION
 
 
+def test_a_third_run_decides_what_failed_in_two(twenty, judged):
+    slow = {"m.B.time_3": 1.3}
+    path, second = twenty.run(20, slow), twenty.run(20, slow, name="second.json")
+    calm = judged(path, second, twenty.run(20, name="third.json"))
+    assert calm.exit_code == ExitCode.OK
+    assert of(calm, "m.B.time_3(1)").reason == "stood out in two runs, not in the third"
+    third = twenty.run(20, slow, name="third.json")
+    assert judged(path, second, third).exit_code == ExitCode.REGRESSION
+    record = json.loads(third.read_text())
+    del record["results"]["m.B.time_3"]
+    third.write_text(json.dumps(record))
+    lacking = judged(path, second, third)
+    assert (lacking.exit_code, lacking.firm) == (ExitCode.INCONCLUSIVE, 4)
+    assert lacking.findings[0].startswith("Figures that await another run: 4 (m.B.time_3). Measure")
+    with pytest.raises(UserError, match=r"third\.json is the second run itself"):
+        judged(path, third, third)
+    with pytest.raises(UserError, match="--confirm takes two runs at most"):
+        judged(path, second, third, twenty.run(20, name="fourth.json"))
+
+
 def test_a_second_run_has_to_be_another_one_of_the_same_environment(twenty, judged):
     path = twenty.run(20)
     with pytest.raises(UserError, match="is the candidate itself"):
@@ -115,6 +135,16 @@ def test_a_run_that_is_slower_as_a_whole_says_so_and_passes_nothing(twenty, judg
     assert judged(twenty.run(20, everything=1.03)).exit_code == ExitCode.OK  # within the margin of times
 
 
+def test_a_second_run_tells_whether_the_first_was_slower_by_the_machine(twenty, judged):
+    path = twenty.run(20, everything=1.2)
+    calm = judged(path, twenty.run(20, name="second.json"))
+    assert calm.exit_code == ExitCode.OK
+    assert any(line.endswith("The second run is not.") for line in calm.findings)
+    again = judged(path, twenty.run(20, everything=1.2, name="second.json"))
+    assert again.exit_code == ExitCode.INCONCLUSIVE
+    assert of(again, "the whole run").change.estimate == pytest.approx(1.2, rel=0.01)
+
+
 def test_how_much_may_be_inconclusive_is_stated(twenty, judged):
     path = twenty.run(20, {"m.B.time_3": 1.3}, width={"m.B.time_3": 0.25})
     strict = judged(path, allow_inconclusive=0)
@@ -140,6 +170,12 @@ def test_a_benchmark_that_now_fails_is_a_failure_unless_it_often_did(twenty, jud
     path, second = twenty.run(20, failed=("m.B.time_3",)), twenty.run(20, name="second.json")
     assert judged(path, second).exit_code == ExitCode.OK
     assert judged(path, twenty.run(20, failed=("m.B.time_3",), name="s.json")).exit_code == ExitCode.REGRESSION
+    again = twenty.run(20, failed=("m.B.time_3",), name="s.json")
+    found = judged(path, again, second)
+    assert (found.exit_code, of(found, "m.B.time_3(1)").reason) == (
+        ExitCode.OK,
+        "asv has it as failed in the first run, not in the third",
+    )
     twenty.run(7, failed=("m.B.time_3",))
     flaky = of(judged(twenty.run(20, failed=("m.B.time_3",))), "m.B.time_3(1)")
     assert (flaky.verdict, flaky.reason) == ("inconclusive", "asv has it as failed, as in 1 of its last 20 runs")

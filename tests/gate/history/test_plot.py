@@ -11,10 +11,10 @@ from meprop_bench.gate.stored import of_outcome
 def stored(twenty, judged, tmp_path):
     """Return what stores the verdicts on a run, or two, and reads a figure of them again."""
 
-    def go(figure, slow=1.3, second=None):
+    def go(figure, slow=1.3, **more):
         path = twenty.run(20, {"m.B.time_3": slow})
-        again = second and twenty.run(20, {"m.B.time_3": second}, name="second.json")
-        (file := tmp_path / "gate.json").write_text("".join(json_pieces(judged(path, again))))
+        again = [twenty.run(20, {"m.B.time_3": factor}, name=f"{name}.json") for name, factor in more.items()]
+        (file := tmp_path / "gate.json").write_text("".join(json_pieces(judged(path, *again))))
         return of_outcome(file, figure)
 
     return go
@@ -42,6 +42,8 @@ def test_each_run_is_a_line_beside_its_level(stored, width):
 def test_a_second_run_is_drawn_and_what_passes_as_well(stored):
     text = as_text(stored("m.B.time_3(2)/value", second=1.3), terminal=False, width=100)
     assert re.search(r"^second run .*●$", text, re.MULTILINE)
+    text = as_text(stored("m.B.time_3(2)/value", second=1.3, third=1.3), terminal=False, width=100)
+    assert re.search(r"^third run .*●$", text, re.MULTILINE)
     assert "second run" not in as_text(stored("m.B.time_4(2)/value"), terminal=False, width=100)
     assert "m.B.time_4(2)/value: pass" in as_text(stored("m.B.time_4(2)/value"), terminal=False, width=100)
 

@@ -73,7 +73,7 @@ def test_results_folders_of_ours_are_a_history(tmp_path):
     case = "linear 784→500 B=20 unified k=8 cpu:2"
     assert failed(slow) == [f"{case}/backward", f"{case}/sparse/dense backward"]
     again = own_results(tmp_path / "again", RUNS + 1, 1.3)
-    assert failed(judge_run(history, first, Settings(), confirm=True, second=again)) == failed(slow)
+    assert failed(judge_run(history, first, Settings(), confirm=True, again=[again])) == failed(slow)
 
 
 @pytest.fixture
@@ -122,4 +122,4 @@ def test_the_storage_of_pytest_benchmark_is_a_history(tmp_path):
     slow = judge_run(history, first := pytest_storage(history, RUNS, 1.3), Settings())
     assert failed(slow) == ["t.py::test_3/time"]
     again = pytest_storage(tmp_path / "again", RUNS + 1, 1.3)
-    assert failed(judge_run(history, first, Settings(), confirm=True, second=again)) == ["t.py::test_3/time"]
+    assert failed(judge_run(history, first, Settings(), confirm=True, again=[again])) == ["t.py::test_3/time"]

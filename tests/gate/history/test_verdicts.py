@@ -172,3 +172,56 @@ def test_what_is_only_reported_makes_the_others_no_weaker():
     some = EVERY.copy()
     some[100:] = False
     assert judged(run(), history(), decides=some).reach[0] < judged(run(), history()).reach[0]
+
+
+def test_a_second_run_of_little_but_what_stood_out_confirms_it():
+    cases = [f"m.time_{i}" for i in range(200)]
+    every, benchmarks = np.ones(200, np.bool_), benchmarks_of(cases)
+    past = np.random.default_rng(0).normal(0, 0.01, (20, 200))
+    first, second = np.random.default_rng(1).normal(0, 0.01, (2, 200)) + np.where(np.arange(200) < 15, 0.3, 0.0)
+    second[15:] = np.nan
+    runs = [Candidate(one, np.zeros(200)) for one in (first, second)]
+    known, bound = expected(past, benchmarks, 20), np.log1p(np.full(200, 0.05))
+    found = judge(runs[0], known, bound, every, benchmarks, 0.025, 20, confirm=True, second=runs[1])
+    assert (found.verdict[:15] == VERDICTS.index("fail")).all()
+    assert found.second_shift is None
+
+
+def test_a_run_that_is_slower_as_a_whole_is_not_if_the_second_is_not():
+    slower = run(*((i, 0.1) for i in range(len(CASES))))
+    calm, again = run(seed=7), run(*((i, 0.08) for i in range(len(CASES))), seed=7)
+    assert judged(slower, history(), confirm=True).common_shift == pytest.approx(0.1, abs=0.01)
+    assert judged(slower, history(), confirm=True, second=again).common_shift == pytest.approx(0.08, abs=0.01)
+    assert judged(slower, history(), confirm=True, second=calm).common_shift == pytest.approx(0.0, abs=0.01)
+
+
+def test_a_third_run_takes_back_what_does_not_last():
+    first, second = run((0, 0.25), (3, 0.25)), run((0, 0.25), (3, 0.2), seed=7)
+    third = run((0, 0.2), (3, 0.08), seed=8)
+    found = judged(first, history(), confirm=True, second=second, third=third)
+    assert verdict(found, 0) == ("fail", "")
+    assert verdict(found, 3) == ("pass", "stood out in two runs, not in the third")
+    assert verdict(judged(first, history(), confirm=True, second=second), 3) == ("fail", "")
+
+
+def test_a_third_run_that_lacks_the_figure_decides_nothing():
+    third = run(seed=8)
+    third.logs[0] = np.nan
+    found = judged(run((0, 0.25)), history(), confirm=True, second=run((0, 0.25), seed=7), third=third)
+    assert verdict(found) == ("inconclusive", "stood out in two runs: a third one has to confirm it")
+    assert found.firm.sum() == 1
+    # What the second run contradicts needs no third.
+    found = judged(run((0, 0.25)), history(), confirm=True, second=run(seed=7), third=third)
+    assert verdict(found) == ("pass", "stood out in the first run, not in the second")
+
+
+def test_one_of_three_runs_may_be_disturbed():
+    first, slow = run((0, 0.3)), run((0, 0.3), seed=8)
+    disturbed = Candidate(run((0, 0.5), seed=7).logs, np.full(len(CASES), 0.2))
+    assert verdict(judged(first, history(), confirm=True, second=disturbed))[0] == "inconclusive"
+    assert verdict(judged(first, history(), confirm=True, second=disturbed, third=slow)) == ("fail", "")
+    calm = judged(first, history(), confirm=True, second=disturbed, third=run(seed=9))
+    assert verdict(calm) == ("pass", "stood out in two runs, not in the third")
+    # A second run that is at the level is no confirmation, whatever the third says.
+    found = judged(first, history(), confirm=True, second=run(seed=7), third=slow)
+    assert verdict(found) == ("pass", "stood out in the first run, not in the second")
