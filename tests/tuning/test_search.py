@@ -71,7 +71,7 @@ def test_even_the_smallest_k_gains_nothing_so_no_other_is_timed(fake: Any, learn
 
 
 def test_what_gained_nothing_gains_nothing_when_little_time_is_left(fake: Any, learns: Any, tmp_path: Path) -> None:
-    machine = fake(lambda arm: 1.0, learns(lambda arm: 0.0))
+    machine = fake(lambda arm: 0.9, learns(lambda arm: 0.0))
     answer = tune(machine, journal=Journal(tmp_path))
     assert answer.decision.kind == "dense"
     assert tune(machine, budget=20, journal=Journal(tmp_path)) == answer
