@@ -9,6 +9,7 @@ limit to it, the best of what needs no compiler is found first, so that it is kn
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -19,6 +20,7 @@ from meprop_bench.measure.worker import WorkerOverdue
 from meprop_bench.results.axes import AXES, DENSE_AXES
 from meprop_bench.results.schema import Row
 from meprop_bench.results.store import Store
+from meprop_bench.sweep.unfinished import discard_unfinished
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.dense_side import DenseSide, candidates, is_searched
 
@@ -46,8 +48,8 @@ class DenseSides:
 
     def __init__(self, store: Store, seconds: float, rng: random.Random) -> None:
         self._store, self._seconds, self._rng = store, seconds, rng
-        self.compile_s: float | None = None
-        """Seconds that compiling one may take; None for as many as it needs."""
+        self.compile_s: Callable[[], float] = lambda: math.inf
+        """Gives the seconds that compiling one may take from now on."""
         self._chosen: dict[_Work, tuple[DenseSide, Sequence[Note]]] = {}
 
     def of(
@@ -80,16 +82,18 @@ class DenseSides:
     ) -> tuple[DenseSide, Sequence[Note]]:
         """Have the first process find out which candidate is the fastest."""
         at(CHOOSING)
-        limit_s = self.compile_s
+        unlimited = math.isinf(self.compile_s())
         eager = [each for each in known if not each.compiled]
-        if limit_s is None or not eager or len(eager) == len(known):
+        if unlimited or not eager or len(eager) == len(known):
             return self._asked(case, pool)
         best, notes = self._asked(case, pool, eager)
+        limit_s = self.compile_s()
         if limit_s >= _LEAST_S:
             at(COMPILING)
             try:
                 return self._asked(case, pool, [best, *(each for each in known if each.compiled)], limit_s)
             except WorkerOverdue:
+                discard_unfinished()
                 pool.replace(0)
         return best, [*notes, Note.of(UNCOMPILED, seconds=limit_s)]
 

@@ -14,7 +14,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -33,6 +33,7 @@ from meprop_bench.sweep.models import check_recipes
 from meprop_bench.sweep.plan import Plan
 from meprop_bench.sweep.runner import Runner, SweepProgress
 from meprop_bench.sweep.trainers import Trainers, TrainingJob
+from meprop_bench.sweep.unfinished import discard_unfinished
 from meprop_bench.sweep.waiting import Waiting
 from meprop_bench.sweep.worker import start_for, start_trainer
 from meprop_bench.tasks.build import is_model
@@ -60,8 +61,8 @@ _CHOICE_S = 0.5
 _COMPILING = 0.5
 """Share of the time for timings that compiling the dense side may take: as much again goes to compile it in each
 process, for each arm."""
-_TRAINING_SILENT_S = 30.0
-"""Seconds of a training after which that is said: each has a line when it is done."""
+_WORKING_SILENT_S = 30.0
+"""Seconds of a measurement, or a training, after which that is said: each has a line when it is done."""
 
 
 def case_of(arm: Arm, recipe: Recipe, threads: int, device: str) -> Case:
@@ -130,7 +131,9 @@ class Processes:
         self._examined: Mapping[str, Any] | None = None
         self._waiting = Waiting(say)
         self._dense_sides = DenseSides(store, _CHOICE_S, random.Random(0))
-        self._starting_s = 0.0  # that the processes of a run of timings took to start, at most
+        self._dense_sides.compile_s = lambda: _COMPILING * self._timing.left_s
+        self._timing = budget  # of the timings in hand
+        self._starting_s = 0.0  # that the processes of the last timings took to start
 
     @property
     def stages(self) -> Mapping[str, float]:
@@ -229,8 +232,8 @@ class Processes:
             utilization=False,
         )
         self.close()  # nothing else may run beside what is timed
-        self._dense_sides.compile_s = None if left_s is None else _COMPILING * left_s
-        with suppress(Over):  # what is not done is missing
+        self._timing, before_s = budget, self.stages.get("starting", 0.0)
+        try:
             Runner(
                 plan,
                 self._store,
@@ -241,13 +244,16 @@ class Processes:
                 dense_sides=self._dense_sides,
                 again=unsure,
             ).run()
+            self._starting_s = self.stages.get("starting", 0.0) - before_s
+        except Over:  # what is not done is missing
+            discard_unfinished()
         self._waiting.on("")
 
     def _report(self, progress: SweepProgress) -> None:
         self._showing(progress)
-        before = self.stages.get("starting", 0.0)
-        self._waiting.on("" if progress.stage == "done" else progress.stage, of=progress.case.label)
-        self._starting_s = max(self._starting_s, self.stages.get("starting", 0.0) - before)
+        silent_s = _WORKING_SILENT_S if progress.stage == "measuring" else None
+        stage = "" if progress.stage == "done" else progress.stage
+        self._waiting.on(stage, of=progress.case.label, silent_s=silent_s)
         if not self._budget.allows():
             raise Over
 
@@ -292,7 +298,7 @@ class Processes:
 
         def training(job: Job) -> TrainingJob:
             begun[job] = self._now()
-            self._waiting.on("in training", of=job.label, silent_s=_TRAINING_SILENT_S)
+            self._waiting.on("in training", of=job.label, silent_s=_WORKING_SILENT_S)
             return self._training(job)
 
         def all_jobs() -> Iterator[Job]:

@@ -13,6 +13,7 @@ from meprop_bench.measure.pool import Pool
 from meprop_bench.measure.worker import WorkerOverdue, WorkerRefused
 from meprop_bench.results.schema import Row
 from meprop_bench.results.store import Store
+from meprop_bench.sweep import dense_sides
 from meprop_bench.sweep.dense_sides import DenseSides
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.dense_side import DenseSide
@@ -104,12 +105,12 @@ class _Compiling(_Asked):
 _FUSED = DenseSide(optimizer="fused")
 
 
-def _limited(store: Store, worker: Any, limit_s: float | None) -> tuple[Any, list[str]]:
+def _limited(store: Store, worker: Any, limit_s: float) -> tuple[Any, list[str]]:
     stages: list[str] = []
     workers = [worker, _Asked({})]
     pool = Pool({0: lambda: workers.pop(0)})
     found = DenseSides(store, 0.5, random.Random(1))
-    found.compile_s = limit_s
+    found.compile_s = lambda: limit_s
     case = Case(workload="model", model="digits", threads=1, baseline="best")
 
     def of() -> tuple[DenseSide | None, Any]:
@@ -118,13 +119,18 @@ def _limited(store: Store, worker: Any, limit_s: float | None) -> tuple[Any, lis
     return of, stages
 
 
-def test_compiling_has_a_limit_of_its_own_and_what_needs_no_compiler_is_known_then(store: Store) -> None:
+def test_compiling_has_a_limit_of_its_own_and_what_needs_no_compiler_is_known_then(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    discarded: list[int] = []
+    monkeypatch.setattr(dense_sides, "discard_unfinished", lambda: discarded.append(1))
     worker = _Compiling(_answer(_FUSED))
     of, stages = _limited(store, worker, 48.0)
     note = Note.of("uncompiled", seconds=48.0)
     assert of() == (_FUSED, [note])
     assert of() == (_FUSED, [note])  # known by now
     assert stages == ["choosing the dense side", "compiling the dense side"]
+    assert discarded == [1]
     eager, compiling = worker.asked
     assert not any(each["compiled"] for each in eager["among"])
     assert compiling["timeout"] == 48.0

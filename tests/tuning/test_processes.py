@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from meprop_bench.errors import ExitCode, UserError
+from meprop_bench.measure.notes import Note
 from meprop_bench.measure.worker import WorkerOverdue
-from meprop_bench.results.schema import PASSED
+from meprop_bench.results.schema import PASSED, Row, Side
 from meprop_bench.results.store import Store
 from meprop_bench.tasks.recipe import Recipe
 from meprop_bench.tuning import processes
@@ -123,6 +126,7 @@ def test_it_does_not_wait_for_the_device_beyond_its_budget(store: Store, monkeyp
         yield
 
     monkeypatch.setattr(processes, "device_lock", held)
+    monkeypatch.setattr(processes, "discard_unfinished", lambda: None)
     time = [0.0]
 
     def now() -> float:
@@ -181,6 +185,7 @@ def test_nothing_that_hangs_outlasts_the_budget(store: Store, monkeypatch: pytes
     time = [0.0]
     budget = Budget(100.0, lambda: time[0])
     monkeypatch.setattr(processes, "start_for", lambda case: Silent(time))
+    monkeypatch.setattr(processes, "discard_unfinished", lambda: None)
     with Processes(RECIPE, store, budget, threads=1, processes=1, start=lambda: Silent(time)) as machine:
         assert machine.measure([ARM], Budget(30.0, lambda: time[0])) == {}
         assert time[0] <= 30.0 + 60.0  # two processes are waited for side by side, each on this clock
@@ -228,3 +233,28 @@ def test_times_that_say_nothing_are_taken_again_and_the_new_ones_count(
         machine.measure([ARM], Budget(600))
     (after,) = (row for row in store.rows() if row.phase == "step")
     assert after.measurement != before.measurement
+
+
+def test_compiling_has_half_of_the_time_for_timings(store: Store) -> None:
+    time = [0.0]
+    with Processes(RECIPE, store, Budget(100.0, lambda: time[0]), processes=1) as machine:
+        sides = machine._dense_sides
+        machine._timing = Budget(60.0, lambda: time[0])
+        time[0] = 20.0
+        assert sides.compile_s() == 20.0
+        machine._timing = Budget(math.inf, lambda: time[0])
+        assert sides.compile_s() == math.inf
+
+
+def test_what_a_row_says_of_its_dense_side_is_kept_as_data() -> None:
+    case = case_of(ARM, RECIPE, 1, "cpu")
+    axes: dict[str, Any] = case.to_json()
+    kernel = axes.pop("kernel")
+    note = Note.of("uncompiled", seconds=48.0)
+    row = Row(**axes, case_id=case.case_id, kernel_requested=kernel, kernel="auto", phase="step", environment_id="e1",
+              check=PASSED, speedup=1.5, speedup_low=1.4, speedup_high=1.6, dense=Side(median_s=3e-3),
+              baseline_chosen="compiled, fused optimizer", notes=(note,))  # fmt: skip
+    found = processes._timing(case, [row])
+    assert (found.compiled, found.baseline, found.uncompiled_s) == (True, "compiled, fused optimizer", 48.0)
+    eager = processes._timing(case, [replace(row, baseline_chosen="eager, this package's optimizer", notes=())])
+    assert (eager.compiled, eager.uncompiled_s) == (False, None)
