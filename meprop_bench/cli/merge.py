@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from meprop_bench.cli.options import examples, with_format
-from meprop_bench.cli.output import complaining, write_pages
+from meprop_bench.cli.output import write_pages
 from meprop_bench.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
@@ -155,9 +155,7 @@ def _report_comparison(label: str, form: str, store: Store) -> int:
     from meprop_bench.report.formats import write_as
 
     (found,) = (row.parity for row in store.rows() if row.parity is not None)
-    with complaining():
-        if form == "csv":
-            write_as(form, Document.of(store), sys.stdout)
-        else:
-            print_parity(form, store, found, label)
+    document = Document.of(store)
+    csv = partial(write_as, form, document, sys.stdout)
+    write_pages(store.folder, document, csv if form == "csv" else partial(print_parity, form, store, found, label))
     return CODES[found.verdict]

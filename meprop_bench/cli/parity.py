@@ -20,7 +20,7 @@ import click
 
 from meprop_bench.cli.cluster import MACHINE, cluster_at, refuse_search, refuse_shard, with_ray
 from meprop_bench.cli.options import Grouped, examples, with_format, with_out, with_shard
-from meprop_bench.cli.output import as_record, complaining, interrupted, results_folder, write, write_tables
+from meprop_bench.cli.output import as_record, interrupted, results_folder, write, write_pages, write_tables
 from meprop_bench.cli.recipe import RECIPE_GROUPS, recipe_of, with_recipe
 from meprop_bench.durations import duration
 from meprop_bench.errors import ExitCode, UserError
@@ -120,6 +120,7 @@ def command(
         curve = {**given, "margin": margin, "seeds": seeds, "threads": None, "processes": processes, "shard": shard}
         return run_tune(request_of({**curve, "real_clock": False}, budgets), None, form=form, resume=resume, out=out)
     from meprop_bench.measure.machine import state
+    from meprop_bench.report.document import Document
     from meprop_bench.results.axes import default_allocator, default_threads
     from meprop_bench.sweep.cluster_workers import Hosts
     from meprop_bench.sweep.models import check_recipes
@@ -150,8 +151,8 @@ def command(
                     found = compare(comparison, store, processes=processes, progress=show, **where)
             except KeyboardInterrupt:
                 return interrupted()
-        with complaining():
-            print_parity(form, store, found, comparison.recipe.label)
+        printed = partial(print_parity, form, store, found, comparison.recipe.label)
+        write_pages(store.folder, Document.of(store), printed)
     return ExitCode.OK if part is not None else CODES[found.verdict]
 
 

@@ -120,9 +120,9 @@ def total(activities: Iterable[Activity]) -> Activity:
 def state(threads: int, *, seconds: float = 0.25, sleep: Callable[[float], object] = time.sleep) -> dict[str, Any]:
     """Describe what the machine does now, as JSON values, with `warnings` in words for so many threads.
 
-    The others are watched for some seconds, for which this process sleeps.
+    The others are watched for some seconds, for which this process sleeps; what it has started is no other.
     """
-    watch = Watch()
+    watch = Watch(own_s=procfs.Family().seconds)
     sleep(seconds)
     activity = watch.activity()
 
@@ -243,7 +243,7 @@ class Observer:
 
     def __init__(self, threads: int) -> None:
         self.state = state(threads)
-        self._watch = Watch(own_s=lambda: sum(os.times()[:4]))  # of this process and of its children that have ended
+        self._watch = Watch(own_s=procfs.Family().seconds)
 
     def line(self) -> str:
         """Return the line of `was_busy` once the children have ended, "" where the machine was calm enough."""

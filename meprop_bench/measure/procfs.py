@@ -19,7 +19,7 @@ from statistics import fmean
 from typing import Any, TypeVar
 
 __all__ = [
-    "PROC", "SYS", "Unavailable", "ask", "boost", "caches", "cpu_limit", "cpu_seconds", "cpu_throttled_s",
+    "PROC", "SYS", "Family", "Unavailable", "ask", "boost", "caches", "cpu_limit", "cpu_seconds", "cpu_throttled_s",
     "frequency_mhz", "governor", "highest_frequency_mhz", "known", "last_level_cache", "overheated", "read", "search",
     "swap_used_bytes", "swapped_in", "throttle_files", "throttled_s", "usable", "usable_cores",
 ]  # fmt: skip
@@ -131,6 +131,49 @@ def cpu_seconds() -> tuple[float, float]:
             stolen += steal
     ticks = os.sysconf("SC_CLK_TCK")
     return busy / ticks, stolen / ticks
+
+
+class Family:
+    """CPU seconds of this process and of all that it started, those that have ended among them.
+
+    A process's own time and that of the children that it has waited for are counted alike, so that nothing is lost when
+    one ends. A process whose parent is gone is another's child by then; it is known by its number and its start.
+    """
+
+    def __init__(self) -> None:
+        self._known: set[tuple[int, int]] = set()  # number and start, in ticks
+        self._most = 0.0
+
+    def seconds(self) -> float:
+        """Return the seconds so far, never less than before; of this process alone where the kernel shows no others."""
+        ticks = os.sysconf("SC_CLK_TCK")
+        alive = {found[0]: found for found in _processes()}
+        own, children = os.getpid(), dict[int, list[int]]()
+        for pid, parent, _, _ in alive.values():
+            children.setdefault(parent, []).append(pid)
+        family = {pid for pid, _, start, _ in alive.values() if (pid, start) in self._known}
+        todo = [own, *family]
+        while todo:
+            new = [pid for pid in children.get(todo.pop(), ()) if pid not in family]
+            family.update(new)
+            todo += new
+        family.discard(own)
+        self._known = {(pid, alive[pid][2]) for pid in family}
+        self._most = max(self._most, sum(os.times()[:4]) + sum(alive[pid][3] for pid in family) / ticks)
+        return self._most
+
+
+def _processes() -> Iterator[tuple[int, int, int, int]]:
+    """Yield of each process its number, its parent's, its start and its CPU time, that of its dead children included,
+    both in ticks.
+    """
+    for folder in PROC.glob("[0-9]*"):
+        try:
+            text = (folder / "stat").read_text()
+        except OSError:  # it has ended meanwhile
+            continue
+        _, parent, *fields = text.rpartition(")")[2].split()  # its name may hold anything
+        yield int(folder.name), int(parent), int(fields[17]), sum(map(int, fields[9:13]))
 
 
 def frequency_mhz() -> float:

@@ -39,7 +39,7 @@ from meprop_bench.errors import Absent, UserError, out_of_memory
 
 __all__ = [
     "Message", "Worker", "WorkerAbsent", "WorkerDied", "WorkerError", "WorkerFailed", "WorkerLike", "WorkerLost",
-    "WorkerOutOfMemory", "WorkerRefused", "serve",
+    "WorkerOutOfMemory", "WorkerOverdue", "WorkerRefused", "serve",
 ]  # fmt: skip
 
 Message = dict[str, Any]
@@ -67,6 +67,14 @@ class WorkerDied(WorkerError):
     def sentence(self, subject: str) -> str:
         """Return a sentence: "its process exited with status 3"."""
         return f"{subject} {self.reason}"
+
+
+class WorkerOverdue(WorkerDied):
+    """It gave no answer in the time that it had, and is gone."""
+
+    def sentence(self, subject: str) -> str:
+        """Return a sentence: "its process gave no answer within 600 s, so it was killed"."""
+        return f"{subject} gave {self.reason}"
 
 
 class WorkerLost(WorkerDied):
@@ -199,7 +207,9 @@ class Worker:
                     if self._answers.empty():
                         raise WorkerDied(self._how_it_ended()) from None
                 elif time.monotonic() >= deadline:
-                    raise WorkerDied(self._with_tail(f"no answer within {timeout:.3g} s, so it was killed")) from None
+                    raise WorkerOverdue(
+                        self._with_tail(f"no answer within {timeout:.3g} s, so it was killed")
+                    ) from None
                 continue
             if line is None:
                 raise WorkerDied(self._how_it_ended())

@@ -24,7 +24,7 @@ class Deadline:
 
     Args:
         seconds: how many there are.
-        usual_s: seconds that a piece takes, where that is known; else it is found as the run goes.
+        usual_s: seconds that a piece takes, until some show it: of the first one most is then what is done once.
         now: the clock, in seconds.
 
     Raises:
@@ -52,7 +52,8 @@ class Deadline:
 
     def allows(self) -> bool:
         """Whether to begin another piece: one that takes as long as the usual one so far would be done in time."""
-        usual_s = median(self._spent) if self._spent and self._usual_s is None else self._usual_s or 0.0
+        known = self._spent if self._usual_s is None else self._spent[1:]
+        usual_s = median(known) if known else self._usual_s or 0.0
         return self.left_s > usual_s
 
     def took(self, seconds: float) -> None:

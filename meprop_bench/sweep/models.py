@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import json
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from meprop_bench.errors import UserError, out_of_memory
 from meprop_bench.measure.allocator import environment_of
-from meprop_bench.measure.worker import WorkerError
+from meprop_bench.measure.worker import WorkerError, WorkerLike
+from meprop_bench.sweep.waiting import Waiting
 from meprop_bench.sweep.worker import Session, start_worker
 from meprop_bench.tasks.build import check_name, failed, is_model, seeded, source_of, unchanged
 from meprop_bench.tasks.recipe import Recipe
@@ -33,8 +32,6 @@ __all__ = ["check_models", "check_recipes", "examine"]
 
 _LONGEST_S = 600.0
 """Seconds after which a model that is not examined counts as hung."""
-
-_SILENT_S = 10.0
 
 _STEPS = 1000
 """That a schedule is fitted to: a part of fewer, such as a warm-up, may be none."""
@@ -74,8 +71,11 @@ def check_recipes(
     evaluates: bool = False,
     differs: bool = False,
     say: Callable[[str], object] | None = None,
+    bounded: Callable[[WorkerLike], WorkerLike] = lambda worker: worker,
 ) -> None:
     """Examine the users' models of recipes, with so many threads; `say` as above.
+
+    `bounded` makes of the process one that has less time than others.
 
     Raises:
         UserError: what is wrong with one, in one line; also that it has no `evaluate` and is to have one, or is the
@@ -88,9 +88,10 @@ def check_recipes(
         wanted = {"recipes": own, "threads": threads, "differs": differs}
         key = json.dumps([source_of(name), wanted])
         if key not in _examined:
-            worker = start_worker(environment_of(allocator, threads))
+            worker = bounded(start_worker(environment_of(allocator, threads)))
             try:
-                with _announcing(f"examining {name}: it is built twice, and takes a step in each way", say or _say):
+                with Waiting(say or _say) as waiting:
+                    waiting.on(f"examining {name}, which is built twice and takes a step in each way")
                     answer = worker.request({"do": "examine", **wanted}, _LONGEST_S)
             except WorkerError as died:
                 raise UserError(f"{name} cannot be examined: {died.sentence('its process')}") from None
@@ -108,18 +109,6 @@ def check_recipes(
                 f"{name} is the same training from every seed, so that several say no more than one: leave"
                 " torch.manual_seed and the like out of it, or shuffle its batches"
             )
-
-
-@contextmanager
-def _announcing(what: str, say: Callable[[str], object]) -> Iterator[None]:
-    """Say what is waited for, if that takes long."""
-    timer = threading.Timer(_SILENT_S, say, [what])
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def _way(case: Case) -> str:

@@ -11,6 +11,7 @@ here, before anything is measured; what this machine cannot measure is found by 
 from __future__ import annotations
 
 import itertools
+import re
 import tomllib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -200,8 +201,12 @@ def _preset(record: Mapping[str, Any], where: str) -> Preset:
 
 
 def parse_axis(axis: str, texts: Iterable[str]) -> list[Any]:
-    """Return the values of an axis as typed: words with commas between them, as numbers where the axis has numbers."""
-    return [AXES[axis].read(word.strip()) for text in texts for word in text.split(",")]
+    """Return the values of an axis as typed: words with commas between them, as numbers where the axis has numbers.
+
+    Those of a task's options go on until the next name, as in `files=train,dev,test`.
+    """
+    between = r",(?=[^,;=]*=)" if axis == "options" else ","
+    return [AXES[axis].read(word.strip()) for text in texts for word in re.split(between, text)]
 
 
 def plan_of(record: Mapping[str, Any], models: Collection[str] = ()) -> Plan:

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -78,7 +78,7 @@ class SweepProgress:
     done: int  # cases finished, those of an earlier run included
     total: int  # cases of the plan
     case: Case  # in hand
-    stage: str  # it is in: "waiting for process 123" (another run), "starting", "checking", "measuring", ..., "done"
+    stage: str  # it is in: "waiting for process 123" (another run), "starting", "compiling", "checking", ..., "done"
     half_widths: Mapping[str, float]  # phase -> relative half-width of its interval so far; empty at first
     left_s: float  # until the plan is done, estimated, or until the deadline
     rows: tuple[Row, ...] = ()  # of the case, once it is done
@@ -99,6 +99,7 @@ class Runner:
         cache: the machine's peaks from earlier runs.
         deadline: by when it has to end; `left_out` then has the cases that it left no time for.
         dense_sides: those of another run, which this one continues.
+        again: ids of cases that are measured although they have rows, which the new ones replace.
 
     """
 
@@ -115,9 +116,10 @@ class Runner:
         cache: PeaksCache | None = None,
         deadline: Deadline | None = None,
         dense_sides: DenseSides | None = None,
+        again: Collection[str] = (),
     ) -> None:
         self._plan, self._store, self._progress, self._start, self._now = plan, store, progress, start, now
-        self._state, self._lock, self._deadline = state, lock, deadline or Deadline()
+        self._state, self._lock, self._deadline, self._again = state, lock, deadline or Deadline(), again
         self.left_out: tuple[Case, ...] = ()
         self._compiled: set[str] = set()
         self._dense_sides = dense_sides or DenseSides(store, plan.budget * _CHOICE, random.Random(plan.seed))
@@ -133,7 +135,7 @@ class Runner:
 
     def run(self) -> None:
         """Measure what is not measured yet. An interrupt passes through; what is done is in the store."""
-        finished = self._store.done_case_ids()
+        finished = self._store.done_case_ids().difference(self._again)
         todo = [case for case in self._plan.order if case.case_id not in finished]
         self._done = len(self._plan.cases) - len(todo)
         if todo:
@@ -187,13 +189,16 @@ class Runner:
         self._notify(case, "starting")
         pool = self._processes(case)
         peaks = self._machine.of(case, self._environment_id, pool)
-        choosing = partial(self._notify, case, "choosing the dense side")
-        chosen, untried = self._dense_sides.of(case, self._environment_id, pool, choosing)
-        self._notify(case, "checking")
+        at = partial(self._notify, case)
+        chosen, untried = self._dense_sides.of(case, self._environment_id, pool, at)
+        compiled = case.compile == "on" or bool(chosen and chosen.compiled)
+        self._notify(case, "compiling" if compiled else "checking")
         # Whatever is compiled, the first one compiles for all.
-        one_first = self._is_new(case.workload) or case.compile == "on" or bool(chosen and chosen.compiled)
+        one_first = self._is_new(case.workload) or compiled
         wanted: dict[str, Any] = {"case": case.to_json(), "baseline": chosen and chosen.to_json()}
         setup, *_ = pool.ask_all("setup", one_first=one_first, **wanted).values()
+        if compiled:
+            self._notify(case, "checking")
         checks = pool.ask_each("check", warm_s=_WARM_S)
         if wrong := [check["check"] for check in checks if check["check"] != PASSED]:
             return [failed_row(case, None, self._environment_id, check=wrong[0])]
@@ -205,7 +210,7 @@ class Runner:
         wire = pool.ask(0, "wire") if case.world_size > 1 else None
         parity = self._parity(case, pool)
         utilization = self._utilization(case, pool)
-        notes += map(Note, untried)
+        notes += untried
         if self._plan.keep_processes:
             notes.insert(0, Note.of("shared-processes"))
         if isinstance(parity, str):

@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from importlib import import_module
@@ -50,7 +50,7 @@ REQUESTS = {
     # {recipes, threads} -> evaluates, metric, steps; what is wrong with a model of the user's own is an error
     "examine": "sweep.models:examine",
     # a case: speedup, profile, gate, doctor
-    # {case, seconds, seed} -> baseline: how its dense side is the fastest (`workloads.dense_side`), notes
+    # {case, seconds, seed, among (all)} -> baseline: how its dense side is the fastest (`workloads.dense_side`), notes
     "baseline": "sweep.worker:baseline",
     # {case, baseline (null: as the case says)} -> kernel, k, phases, costs, notes, baseline (in words, but of "same")
     "setup": "sweep.worker:setup",
@@ -191,19 +191,23 @@ def hello(session: Session, threads: int, device: str, pin: bool = False, kernel
     }
 
 
-def baseline(session: Session, case: Mapping[str, Any], seconds: float, seed: int) -> _Answer:
-    """Find out how the dense side of a case is the fastest here, by pairs for these seconds in each comparison.
+def baseline(
+    session: Session, case: Mapping[str, Any], seconds: float, seed: int, among: Sequence[Mapping[str, Any]] = ()
+) -> _Answer:
+    """Find out how the dense side of a case is the fastest here, by pairs for these seconds in each comparison, `among`
+    some candidates or all.
 
     Nothing else runs meanwhile. The case has to be set up then.
     """
     from meprop_bench.measure.clock import clock_for
-    from meprop_bench.workloads import choose
+    from meprop_bench.workloads import DenseSide, choose
 
     _make_room(session, case)
     assert session.case is not None
     clock = _alike(clock_for(session.case.device, caches=session.case.caches))
     with _kernels_own_errors():
-        found, notes = choose(session.case, clock, seconds=seconds, rng=random.Random(seed))
+        sides = [DenseSide.from_json(each) for each in among] or None
+        found, notes = choose(session.case, clock, seconds=seconds, rng=random.Random(seed), among=sides)
     return {"baseline": found.to_json(), "notes": list(notes)}
 
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from meprop_bench.report.conversion import conversion
-from meprop_bench.results.axes import AXES
 from meprop_bench.tasks.build import is_model, is_pickled
 from meprop_bench.tasks.recipe import Recipe, by_layer_text
 from meprop_bench.tuning.arms import Arm, Layer
@@ -100,6 +99,7 @@ def parity_command(arm: Arm, recipe: Recipe, *, steps: int, seeds: int, margin: 
     if arm.end is not None:
         words += ["--algorithm", "schedule", "--end", repr(arm.end), "--shape", arm.shape]
     words += ["--optimizer", recipe.optimizer, "--schedule", recipe.schedule]
+    words += [] if recipe.evaluations == 1 else ["--evaluations", str(recipe.evaluations)]
     words += ["--steps", str(steps), "--seeds", str(max(seeds, _SEEDS)), "--margin", f"{margin:g}"]
     return shlex.join(["meprop-bench", "parity", *words])
 
@@ -112,8 +112,8 @@ def _of_arm(arm: Arm, ks: Sequence[float]) -> list[str]:
 
 
 def _footing(arm: Arm) -> list[str]:
-    """Return what says how both sides are run, where that can be chosen."""
-    return (["--baseline", "best"] if "baseline" in AXES else []) + (["--compile", "on"] if arm.compiled else [])
+    """Return what says how both sides are run."""
+    return ["--baseline", "best", *(["--compile", "on"] if arm.compiled else [])]
 
 
 def _device(recipe: Recipe) -> list[str]:

@@ -3,17 +3,22 @@
     budget = Budget(1200.0)
     budget.part(0.3)                       a budget of its own that ends when 30% of what is left are over
     budget.allows(40.0)                    whether something that takes about 40 s would be done in time
+    Bounded(worker, budget)                a process that is ended when the budget ends
 
 Nothing is begun that would overrun. What is left of one part goes to the next, since a part ends when its work does.
+Some of what is begun takes longer than anybody knows: imports on a busy machine, a user's own code, a first
+torch.compile. All of that is in other processes, which can be ended.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Self
+from collections.abc import Callable, Mapping
+from typing import Any, Self
 
-__all__ = ["Budget"]
+from meprop_bench.measure.worker import WorkerLike, WorkerOverdue
+
+__all__ = ["Bounded", "Budget", "Over"]
 
 
 class Budget:
@@ -46,3 +51,30 @@ class Budget:
     def part(self, share: float) -> Self:
         """Return a budget of this share of what is left."""
         return type(self)(self.left_s * share, self._now)
+
+
+class Over(Exception):
+    """The budget has ended amid something."""
+
+
+class Bounded:
+    """A measuring process that has no longer than a budget: when that ends, it is ended, and `Over` raised."""
+
+    def __init__(self, worker: WorkerLike, budget: Budget) -> None:
+        self._worker, self._budget = worker, budget
+
+    def request(self, message: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+        """Return the answer; as `WorkerLike` does, and `Over`."""
+        if not self._budget.allows():
+            raise Over
+        left_s = self._budget.left_s
+        try:
+            return self._worker.request(message, min(timeout, left_s))
+        except WorkerOverdue:
+            if left_s < timeout:
+                raise Over from None
+            raise
+
+    def close(self) -> None:
+        """End it."""
+        self._worker.close()

@@ -19,15 +19,14 @@ from meprop_bench.stats import Interval
 from meprop_bench.tuning.arms import Arm, by_layer, first_of_each, leaving, scheduled
 from meprop_bench.tuning.budget import Budget
 from meprop_bench.tuning.judge import Finding, Standing
+from meprop_bench.tuning.outlook import TIMES, TIMES_LATE
 from meprop_bench.tuning.session import Question, Session
 from meprop_bench.tuning.timing import Clock, Costs, of_schedule
 
-__all__ = ["BY_LAYER", "LEAST", "TIMES", "Candidates"]
+__all__ = ["BY_LAYER", "LEAST", "Candidates"]
 
 LEAST = 1.02
 """Speed-up of training below which an arm is not worth its trouble, nor to be told from noise."""
-TIMES, _TIMES_LATE = 0.3, 0.6
-"""Share of the budget for times, and of what is left where others measured for as long."""
 _MOST_VARIED = 2
 """Arms of which variants are timed that leave layers dense, or are compiled."""
 BY_LAYER, _MOST_BY_LAYER = 0.1, 3
@@ -55,14 +54,16 @@ class Candidates:
         session, question = self._session, self._question
         budget = session.budget.part(TIMES)
         constant = [arm for arm in question.arms if arm.constant]
-        first = first_of_each(constant) if budget.left_s >= _ONE_GO_S else []
+        first = first_of_each(constant)
+        session.measure(first, session.budget.part(0.0), wanted=False)  # what is stored
+        if budget.left_s < _ONE_GO_S and not any(arm in session.timings for arm in first):
+            first = []
         session.measure(first, budget)
         clock = self.clock(costs)
         slow = {arm.group: arm for arm in first if clock is not None and self._is_slow(arm, clock)}
         todo = [arm for arm in constant if arm.group not in slow or arm in first]
         session.measure(todo, budget)
-        if not session.timings:  # another run measured for as long: the share that is left is for it, too
-            session.measure(todo, session.budget.part(_TIMES_LATE))
+        session.insist(todo, session.budget.part(TIMES_LATE))  # where others measured, or kept the machine busy
         for arm in constant:
             if arm not in todo:
                 self.out(arm, "slow", f"even k = {slow[arm.group].k:.3g} gains nothing")
@@ -124,8 +125,7 @@ class Candidates:
         place: dict[Arm, Arm] = {}
         for arm in self._useful(arms, clock)[:_MOST_VARIED]:
             best = arm
-            baseline = self._session.timings[arm].baseline or ""
-            if baseline.startswith("compiled") and arm.gradient == "dense":
+            if self._session.timings[arm].compiled and arm.gradient == "dense":
                 best = self._faster(best, [replace(best, compiled=True)], clock, budget)
             best = self._faster(best, leaving(best, costs.layers), clock, budget)
             if best != arm:

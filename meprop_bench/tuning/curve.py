@@ -24,7 +24,8 @@ from meprop_bench.stats import LEVEL, Estimate, Interval, holm, mean_interval
 from meprop_bench.tuning.arms import Arm
 from meprop_bench.tuning.candidates import LEAST
 from meprop_bench.tuning.journal import Job
-from meprop_bench.tuning.judge import bounds
+from meprop_bench.tuning.judge import bounds, left_uncompiled
+from meprop_bench.tuning.outlook import TIMES, TIMES_LATE, nothing_timed
 from meprop_bench.tuning.session import Session
 from meprop_bench.tuning.timing import Clock, Timing
 
@@ -90,13 +91,13 @@ def time_to_quality(
     if seeds < 2:
         raise UserError(f"seeds must be at least 2, not {seeds}: one has no interval")
     costs = session.costs()
-    session.measure(arms, session.budget.part(0.3))
+    session.measure(arms, session.budget.part(TIMES))
+    session.insist(arms, session.budget.part(TIMES_LATE))
     timed = {arm: found for arm in arms if (found := session.timings.get(arm)) is not None}
     sound = {arm: found for arm, found in timed.items() if found.failed is None}
     failed: dict[Arm, str] = {arm: found.failed for arm, found in timed.items() if found.failed is not None}
     if not sound:
-        why = next(iter(failed.values()), "the budget ended before a step was timed: give more")
-        raise UserError(f"there is no arm to compare: {why}", ExitCode.NOTHING_MEASURED)
+        raise nothing_timed(timed.values(), session.machine.stages)
     dense_s = sorted(found.dense_s for found in sound.values())[len(sound) // 2]
     clock = Clock(dense_s, costs)
     if clock.steps(lengths[0]) < 1:
@@ -122,6 +123,7 @@ def time_to_quality(
         sentence, code = _answer(points, lengths, list(useful), metric, quality)
     else:
         sentence, code = _no_gain([clock.gain(sound[arm].speedup) for arm in slow], least)
+    sentence += left_uncompiled(sound.values())
     return Curve(tuple(points), quality, clock, sound, slow, failed, sentence, code, tuple(session.left_out))
 
 

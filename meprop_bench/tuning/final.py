@@ -88,9 +88,7 @@ class Final:
     def _next(self) -> list[tuple[Arm, int]]:
         """Return the look that is expected to save most, if there is time for one."""
         session, found = self._session, []
-        if len(self._passes) == 1 and any(
-            each.standing == "left out" and each.timing is None for each in self._candidates.findings.values()
-        ):
+        if len(self._passes) == 1 and any(each.untimed for each in self._candidates.findings.values()):
             return []  # the next pass times them before more is spent on those that were timed
         pace = session.pace()
         if pace is None or not session.budget.allows(

@@ -24,12 +24,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 from meprop_bench.errors import ExitCode
+from meprop_bench.measure.notes import Note
 from meprop_bench.report.quality import POINTS, Quality
 from meprop_bench.stats import Interval, clear_of, mean_interval, non_inferiority
+from meprop_bench.sweep.dense_sides import UNCOMPILED
 from meprop_bench.tuning.arms import Arm, Layer
 from meprop_bench.tuning.timing import Timing
 
-__all__ = ["OPEN", "Decision", "Finding", "Metric", "Standing", "bounds", "decide", "front", "judged", "times"]
+__all__ = [
+    "OPEN", "Decision", "Finding", "Metric", "Standing", "bounds", "decide", "front", "judged", "left_uncompiled",
+    "times",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,11 @@ class Finding:
     equal_steps: Interval | None = None  # the arm minus dense, in the metric's unit
     dense_steps: int | None = None  # that take as long
     equal_time: Interval | None = None  # the arm minus dense with those
+
+    @property
+    def untimed(self) -> bool:
+        """Whether it is open for no other reason than that its step has no time that says anything."""
+        return self.standing == "left out" and (self.timing is None or self.timing.unsure)
 
 
 @dataclass(frozen=True)
@@ -137,15 +147,25 @@ def decide(
     `more` says, in a sentence, what would decide: of an arm that the seeds left open, or of those that were not judged.
     """
     found = list(findings)
+    footing = left_uncompiled(each.timing for each in found)
     passing = [each for each in found if each.standing == "pass"]
     if passing:
         best = max(passing, key=_speed)
         untried = sum(each.standing == "left out" for each in found)
-        return Decision("take", _take(best, metric, layers) + _not_tried(untried), best.arm)
+        return Decision("take", _take(best, metric, layers) + _not_tried(untried) + footing, best.arm)
     still_open = [each for each in found if each.standing in OPEN]
     if still_open:
-        return Decision("undecided", _undecided(still_open, found, metric, more))
-    return Decision("dense", _dense(found, metric))
+        return Decision("undecided", _undecided(still_open, found, metric, more) + footing)
+    return Decision("dense", _dense(found, metric) + footing)
+
+
+def left_uncompiled(timings: Iterable[Timing | None]) -> str:
+    """Return the sentence that says that there was too little time to compile dense; "" where that was not so."""
+    limits_s = [found.uncompiled_s for found in timings if found is not None and found.uncompiled_s is not None]
+    if not limits_s:
+        return ""
+    text = Note.of(UNCOMPILED, seconds=max(limits_s)).text
+    return f" {text[0].upper()}{text[1:]}."
 
 
 def front(findings: Iterable[Finding]) -> list[Arm]:

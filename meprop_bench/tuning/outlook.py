@@ -9,21 +9,58 @@ All of it follows from what is known by then: how long a step takes, how much th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from meprop_bench.durations import as_option, duration
+from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.stats import LEVEL, Estimate
 from meprop_bench.tuning.halving import SAFETY, Pace, enough, few, needed, planned
-from meprop_bench.tuning.timing import Costs
+from meprop_bench.tuning.timing import Costs, Timing
 
-__all__ = ["Outlook", "first_pace", "seeds_needed"]
+__all__ = [
+    "BATCHES", "EXAMINING", "TIMES", "TIMES_LATE", "Outlook", "first_pace", "nothing_timed", "seeds_needed",
+    "too_short",
+]  # fmt: skip
+
+TIMES, TIMES_LATE = 0.3, 0.6
+"""Share of the budget for the times of steps, and of what is left then, where none of them says anything yet."""
+_BEFORE = 0.2
+"""Share that what comes before them should have at most."""
+EXAMINING, BATCHES = "examining the model", "timing batches and evaluations"
+"""What comes before them."""
 
 _BUILD_S = 0.5
 """Seconds of a training besides its steps and evaluation, before one was run."""
 _AT_ONCE = 3
 """Trainings for each seed of a last judgement: the arm's, and dense at equal steps and at equal time."""
+
+
+def too_short(stages: Mapping[str, float]) -> str:
+    """Return, of a budget that ended before a step was timed, what it was spent on, and what may do.
+
+    `stages` has the seconds of what was waited for, such as `EXAMINING` and "compiling".
+    """
+    if not stages:
+        return "the budget ended before a step was timed: give more"
+    before_s = math.fsum(stages.get(name, 0.0) for name in (EXAMINING, BATCHES))
+    timing_s = math.fsum(stages.values()) - before_s
+    wanted_s = max(before_s / _BEFORE, before_s + 2 * timing_s / TIMES)
+    spent = ", ".join(f"{duration(seconds)} {what}" for what, seconds in stages.items())
+    return f"the budget ended before a step was timed ({spent}): give --budget {as_option(wanted_s)} or more"
+
+
+def nothing_timed(timings: Iterable[Timing], stages: Mapping[str, float]) -> UserError:
+    """Return why a search has no time of any step, and what to do about it."""
+    failed = sorted((found for found in timings if found.failed is not None), key=lambda found: not found.unsure)
+    if not failed:
+        why = too_short(stages)
+    elif failed[0].unsure:
+        why = f"no arm could be timed well enough: {failed[0].failed}, by the same command and --resume"
+    else:
+        why = f"no arm could be timed: {failed[0].failed}"
+    return UserError(why, ExitCode.NOTHING_MEASURED)
 
 
 def first_pace(costs: Costs) -> Pace | None:

@@ -34,6 +34,8 @@ __all__ = ["Request", "Result", "Watcher", "folder_name"]
 
 _FOR_REAL = 0.8
 """Share of the budget that the search has where a run by the real clock follows it."""
+_ALONE_S = 20.0
+"""Seconds of two trainings by the real clock besides their steps: a process is started for each."""
 _RESERVE_S, _RESERVE = 5.0, 0.05
 """Seconds, and share of the budget, that imports, the end of the processes and the report have at most."""
 _CURVE_SEEDS = 5
@@ -173,20 +175,23 @@ class Request:
             raise UserError("the optimizer takes no gradient as rows: leave --gradient out, or take sgd or adagrad")
         return known, self.arms(rows=bool(known["rows"]))
 
-    def _by_real_clock(self, machine: Processes, answer: Answer, budget: Budget) -> str | None:
+    def _by_real_clock(self, machine: Processes, answer: Answer, budget: Budget) -> str:
         """Train what is to be taken, and dense with the same seconds, by the real clock; return what it says."""
         arm, plan, clock = answer.decision.arm, answer.plan, answer.clock
         if arm is None or plan is None or clock is None:
-            return None
+            return "By the real clock: not run, as there is no arm to take."
         found = next(each for each in answer.findings if each.arm == arm)
         assert found.timing is not None
         assert found.dense_steps is not None
-        expected_s = clock.seconds(plan.steps, found.timing.speedup.estimate)
-        if not budget.allows(2.5 * expected_s + 20):
-            return "By the real clock: not run, as the budget ended."
+        if found.timing.compiled:
+            return "By the real clock: not run, since trainings are eager, and in virtual time dense is compiled."
+        needed_s = 2.5 * clock.seconds(plan.steps, found.timing.speedup.estimate) + _ALONE_S
+        if not budget.allows(needed_s):
+            takes, left = duration(needed_s), duration(budget.left_s)
+            return f"By the real clock: not run, as it takes about {takes} and the budget had {left} left."
         jobs = (Job(arm, plan.seeds[0], plan.steps), Job(None, plan.seeds[0], found.dense_steps))
         try:
-            sparse_s, dense_s = (machine.alone(job) for job in jobs)
+            sparse_s, dense_s = (machine.alone(job, budget) for job in jobs)
         except UserError as error:
             return f"By the real clock: not run, {error}."
         return (

@@ -21,19 +21,18 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.report.quality import Quality
 from meprop_bench.results.schema import WHOLE
 from meprop_bench.stats import mean_interval
 from meprop_bench.sweep.accuracy import MARGIN
 from meprop_bench.tuning.arms import Arm
 from meprop_bench.tuning.budget import Budget
-from meprop_bench.tuning.candidates import BY_LAYER, TIMES, Candidates
+from meprop_bench.tuning.candidates import BY_LAYER, Candidates
 from meprop_bench.tuning.final import FEWEST_SEEDS, MOST_SEEDS, Final
 from meprop_bench.tuning.halving import Pace, Plan, Rung, chance, choose, enough, expected, hopeless, needed, planned
 from meprop_bench.tuning.journal import Job
 from meprop_bench.tuning.judge import Decision, Finding, Metric, decide
-from meprop_bench.tuning.outlook import Outlook, first_pace
+from meprop_bench.tuning.outlook import TIMES, Outlook, first_pace, nothing_timed
 from meprop_bench.tuning.session import Question, Session
 from meprop_bench.tuning.timing import Clock, Costs
 
@@ -99,13 +98,7 @@ class Search:
                 break
         self._session.save()
         if answer.clock is None:
-            failed = [each.reason for each in answer.findings if each.standing == "failed"]
-            why = (
-                f"no arm could be timed: {failed[0]}"
-                if failed
-                else "the budget ended before a step was timed: give more"
-            )
-            raise UserError(why, ExitCode.NOTHING_MEASURED)
+            raise nothing_timed(self._session.timings.values(), self._session.machine.stages)
         return answer
 
     def _pass(self, number: int, costs: Costs) -> Answer:
@@ -113,9 +106,9 @@ class Search:
         session, before = self._session, dict(self._candidates.findings)
         self._candidates.findings.clear()
         self._promise.clear()
-        known = len(session.timings)
+        known = session.timed
         candidates = self._candidates.timed(costs, self._joined_before(number))
-        self._timed_more = not number or len(session.timings) > known
+        self._timed_more = not number or session.timed > known
         clock, plan = self._candidates.clock(costs), None
         if clock is not None:
             self._journal.settle(dense_s=clock.dense_s)
@@ -148,7 +141,7 @@ class Search:
         pace, plan = self._session.pace(), answer.plan
         if answer.decision.kind == "take" or not self._session.budget.allows(_PASS_S) or answer.clock is None:
             return False
-        untimed = any(each.timing is None and each.standing == "left out" for each in answer.findings)
+        untimed = any(each.untimed for each in answer.findings)
         if untimed and self._timed_more:  # else it would judge the same arms once more, and nothing else
             return True
         if pace is None or plan is None or self._question.steps is not None:

@@ -23,6 +23,8 @@ from meprop_bench.tuning.timing import Costs, Timing
 
 __all__ = ["Machine", "Question", "Session"]
 
+_TRIES = 4
+
 
 @dataclass(frozen=True)
 class Question:
@@ -51,6 +53,11 @@ class Machine(Protocol):
 
     processes: int
     """Trainings that run side by side."""
+
+    @property
+    def stages(self) -> Mapping[str, float]:
+        """What has been waited for -> its seconds."""
+        ...
 
     def costs(self) -> Costs:
         """Measure what a training takes besides its steps, and list the layers."""
@@ -87,6 +94,11 @@ class Session:
         """Seconds that were spent, in earlier runs, too."""
         return self._before + self.budget.spent_s
 
+    @property
+    def timed(self) -> int:
+        """How many arms have a time that says something."""
+        return sum(not found.unsure for found in self.timings.values())
+
     def say(self, line: str) -> None:
         """Report where the search is."""
         self._progress(line)
@@ -106,8 +118,10 @@ class Session:
         return Costs(**{**stored, "layers": tuple(Layer(**layer) for layer in stored["layers"])})
 
     def measure(self, arms: Sequence[Arm], budget: Budget, *, wanted: bool = True) -> None:
-        """Time these arms, as far as there is time; those that are wanted are missed where there is none."""
-        todo = [arm for arm in dict.fromkeys(arms) if arm not in self.timings]
+        """Time these arms, as far as there is time, once more where that was too uncertain; those that are wanted are
+        missed where there is no time.
+        """
+        todo = [arm for arm in dict.fromkeys(arms) if arm not in self.timings or self.timings[arm].unsure]
         if not todo:
             return
         self.timings |= self.machine.measure(todo, budget)
@@ -118,6 +132,12 @@ class Session:
                 self.left_out.pop(name, None)
             else:
                 self.left_out[name] = None
+
+    def insist(self, arms: Sequence[Arm], budget: Budget) -> None:
+        """Time these arms some more times while no time of any arm says anything."""
+        for _ in range(_TRIES):
+            if not self.timed:
+                self.measure(arms, budget)
 
     def train(self, jobs: Sequence[Job], budget: Budget) -> None:
         """Train what is not trained yet, and nothing that would overrun the budget."""

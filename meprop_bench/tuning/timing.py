@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from meprop_bench.stats import Interval
@@ -38,6 +38,8 @@ class Timing:
     unsure: bool = False  # whether that is only because the machine did something else
     case_id: str | None = None  # of the row with its raw values; None for one that follows from others
     baseline: str | None = None  # how the dense side was run, where that was chosen: "compiled, fused optimizer"
+    compiled: bool = False  # whether it was compiled
+    uncompiled_s: float | None = None  # seconds that there were to compile it, where they were too few
 
     @classmethod
     def without(cls, reason: str, *, unsure: bool = False) -> Self:
@@ -48,8 +50,11 @@ class Timing:
         """Return the JSON object; what is not there is null."""
         figures = (self.speedup.estimate, self.speedup.low, self.speedup.high, self.dense_s)
         names = ("speedup", "low", "high", "dense_s")
-        found = {name: value if math.isfinite(value) else None for name, value in zip(names, figures, strict=True)}
-        return {**found, "failed": self.failed, "case_id": self.case_id, "baseline": self.baseline}
+        found: dict[str, Any] = {
+            name: value if math.isfinite(value) else None for name, value in zip(names, figures, strict=True)
+        }
+        found |= {"failed": self.failed, "case_id": self.case_id, "baseline": self.baseline}
+        return found | {"compiled": self.compiled, "uncompiled_s": self.uncompiled_s}
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,7 @@ def of_schedule(arm: Arm, timings: Mapping[Arm, Timing]) -> Timing | None:
         times = [1 / each[side] for each in bounds]  # in dense steps
         at = [_between(ks, times, _k_at(arm, (point + 0.5) / _POINTS)) for point in range(_POINTS)]
         means.append(_POINTS / math.fsum(at))
-    return Timing(Interval(*means), known[0][1].dense_s, baseline=known[0][1].baseline)
+    return replace(known[0][1], speedup=Interval(*means), case_id=None)
 
 
 def _k_at(arm: Arm, time: float) -> float:

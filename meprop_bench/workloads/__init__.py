@@ -122,10 +122,17 @@ def setup(case: Case, baseline: DenseSide | None = None) -> Prepared:
     return replace(prepared, dense_side=dense_side, notes=(*prepared.notes, *chosen.notes(case), *made.notes()))
 
 
-def choose(case: Case, clock: Clock, *, seconds: float, rng: random.Random) -> tuple[DenseSide, tuple[str, ...]]:
+def choose(
+    case: Case,
+    clock: Clock,
+    *,
+    seconds: float,
+    rng: random.Random,
+    among: Sequence[DenseSide] | None = None,
+) -> tuple[DenseSide, tuple[str, ...]]:
     """Return the fastest dense side of a case, and a line if it cannot be compiled; the rest is as for `setup`.
 
-    `seconds` are those of each comparison.
+    `seconds` are those of each comparison; `among` are its candidates, the simplest first, all if nothing is said.
     """
     from meprop_bench.measure.arithmetic import adopt
     from meprop_bench.workloads.compiled import CannotCompile, compilation
@@ -136,7 +143,7 @@ def choose(case: Case, clock: Clock, *, seconds: float, rng: random.Random) -> t
 
     def subjects() -> Iterator[tuple[DenseSide, Subject]]:
         beside = False
-        for candidate in candidates(case):
+        for candidate in candidates(case) if among is None else among:
             if candidate.compiled and missing:
                 continue
             try:

@@ -250,6 +250,24 @@ def test_formats_and_codes(tmp_path, capsys, monkeypatch):
     assert "the accuracies below do not depend on it" in " ".join(out.split())
 
 
+def test_its_folder_has_the_page_that_an_index_links_to(tmp_path, capsys, monkeypatch):
+    from meprop_bench.sweep import parity
+
+    figures = {"dense": [96.0, 96.2], "sparse": [90.0, 90.1]}
+    defaults = {**parity.compare.__kwdefaults__, "start": lambda: Answering(figures, [])}
+    monkeypatch.setattr(parity.compare, "__kwdefaults__", defaults)
+    wanted = ["parity", "--task", "digits", "--k", "4", "--seeds", "2", "--out", str(tmp_path), "--processes", "1"]
+    assert cli.run([*wanted, "--format", "json"]) == ExitCode.REGRESSION
+    out, err = capsys.readouterr()
+    json.loads(out)
+    (folder,) = tmp_path.iterdir()
+    assert f"report: {folder / 'README.md'}" in err
+    page = (folder / "README.md").read_text()
+    assert "accuracy is lost" in page
+    assert cli.run(["report", "--index", str(tmp_path)]) == ExitCode.OK
+    assert f"({folder.name}/README.md)" in (tmp_path / "README.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
 from meprop_bench.measure.machine import Activity, Watch, state, total
+from meprop_bench.measure.procfs import Family
 
 linux = pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="reads the Linux kernel's files")
 
@@ -118,3 +121,38 @@ def test_the_real_machine_s_state_is_json():
     found = state(1, seconds=0.0)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert not any("\n" in line for line in found["warnings"])
+
+
+def process(write, pid: int, parent: int, ticks: tuple[int, int, int, int], start: int = 7) -> None:
+    """User, system, and the same of the children that it has waited for."""
+    before = f"S {parent} 1 1 0 -1 0 0 0 0 0"
+    write(f"proc/{pid}/stat", f"{pid} (a) b) {before} {' '.join(map(str, ticks))} 20 0 1 0 {start} 0 0\n")
+
+
+@linux
+def test_what_a_process_started_is_no_other(system, monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "times", lambda: (1.0, 0.5, 2.0, 0.5, 99.0))
+    monkeypatch.setattr(os, "getpid", lambda: 10)
+    process(system, 10, 1, (999, 999, 999, 999))  # as os.times says
+    process(system, 11, 10, (100, 50, 20, 30))
+    process(system, 12, 11, (10, 0, 0, 0))
+    process(system, 13, 1, (5000, 0, 0, 0))
+    family = Family()
+    assert family.seconds() == pytest.approx(4.0 + 2.0 + 0.1)
+    (tmp_path / "proc/11/stat").unlink()  # it has ended, and its child is another's
+    process(system, 12, 1, (60, 0, 0, 0))
+    monkeypatch.setattr(os, "times", lambda: (1.0, 0.5, 4.0, 0.5, 99.0))  # as it was waited for
+    assert family.seconds() == pytest.approx(6.0 + 0.6)
+    (tmp_path / "proc/12/stat").unlink()  # which nobody here is told of
+    assert family.seconds() == pytest.approx(6.6)
+    process(system, 12, 1, (5000, 0, 0, 0), start=8)  # another one by its number
+    assert family.seconds() == pytest.approx(6.6)
+
+
+@linux
+def test_a_living_child_is_of_the_family():
+    program = "import time\nwhile time.process_time() < 0.2: pass\nprint(flush=True)\ninput()"
+    child = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    child.stdout.readline()
+    assert Family().seconds() - sum(os.times()[:4]) >= 0.15  # counted in ticks
+    child.communicate(b"\n")

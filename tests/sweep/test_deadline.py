@@ -39,3 +39,16 @@ def test_what_would_not_be_done_in_time_is_not_begun() -> None:
     now[0] = 15.0
     assert deadline.left_s == 0.0
     assert not deadline.allows()
+
+
+def test_what_a_piece_is_known_to_take_counts_until_others_than_the_first_show_it() -> None:
+    now = [0.0]
+    deadline = Deadline(100.0, lambda: now[0], usual_s=20.0)
+    now[0] = 79.0
+    assert deadline.allows()
+    deadline.took(70.0)  # of which most was the start of all
+    assert deadline.allows()
+    deadline.took(30.0)
+    assert not deadline.allows()
+    now[0] = 69.0
+    assert deadline.allows()

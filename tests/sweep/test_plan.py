@@ -101,6 +101,8 @@ def test_typed_axes_are_lists_of_numbers_and_words() -> None:
     assert parse_axis("method", ("meprop,unified",)) == ["meprop", "unified"]
     assert isinstance(parse_axis("k", ("1.0",))[0], float)
     assert parse_axis("seed", ("0,1",)) == [0, 1]
+    files = "files=train,dev,test;batch=8"  # a value with commas, as tune writes it
+    assert parse_axis("options", (f"{files},batch=16",)) == [files, "batch=16"]
     with pytest.raises(UserError, match="seed must be an integer of at least 0, not 'x'"):
         parse_axis("seed", ("x",))
     for axis, text in (("k", "many"), ("batch", "1.5"), ("hidden", "")):

@@ -35,7 +35,10 @@ class FakeMachine:
         self.speed, self.quality, self.noise = speed, quality, noise
         self.processes, self.measure_s = processes, measure_s
         self._costs = Costs(batch_s, 0.0, 100, whole, layers)
-        self.baseline: str | None = None
+        self.compiled = False  # the dense side
+        self.uncompiled_s: float | None = None
+        self.busy_s = 0.0  # until then no time says anything
+        self.stages: dict[str, float] = {}
         self.salt = ""  # of the noise
         self.time = 0.0
         self.events = 0
@@ -57,14 +60,18 @@ class FakeMachine:
 
     def measure(self, arms: Sequence[Arm], budget: Budget) -> Mapping[Arm, Timing]:
         for arm in arms:
-            if arm in self.stored:
+            if arm in self.stored and not self.stored[arm].unsure:
                 continue
             if not budget.allows(self.measure_s):
                 break
             self._event()
             self.time += self.measure_s
             speed = self.speed(arm)
-            timing = Timing(Interval(speed, speed * 0.98, speed * 1.02), DENSE_S, baseline=self.baseline)
+            ratio = Interval(speed, speed * 0.98, speed * 1.02)
+            timing = Timing(ratio, DENSE_S, compiled=self.compiled, uncompiled_s=self.uncompiled_s)
+            if self.time < self.busy_s:
+                self.stored[arm] = Timing.without("too uncertain (±120%)", unsure=True)
+                continue
             self.stored[arm] = Timing.without("check failed: dW differs") if speed <= 0 else timing
         return {arm: self.stored[arm] for arm in arms if arm in self.stored}
 

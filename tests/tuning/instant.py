@@ -17,6 +17,7 @@ class Instant:
     """Everything takes no time."""
 
     processes = 2
+    stages: Mapping[str, float] = {}
     stop_after = math.inf
     quality: Callable[[Arm | None, int], float] = staticmethod(lambda arm, steps: 90.0 + math.log2(steps))
 
@@ -47,5 +48,5 @@ class Instant:
             noise = ((job.seed * 7 + job.steps) % 5) / 100
             yield job, Trained(type(self).quality(job.arm, job.steps) + noise, 0.01, 0.01)
 
-    def alone(self, job: Job) -> float:
+    def alone(self, job: Job, budget: Budget) -> float:
         return 12.5

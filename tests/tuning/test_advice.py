@@ -1,21 +1,26 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from inspect import signature
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import click
 import pytest
 from torch import nn as torch_nn
 
 from meprop_bench.api.measure import compare
-from meprop_bench.cli import cli
+from meprop_bench.cli import parity, speedup
+from meprop_bench.cli.recipe import recipe_of
 from meprop_bench.nn.sparsified import Sparsified
 from meprop_bench.results.axes import AXES
+from meprop_bench.sweep.parity import ParityPlan
 from meprop_bench.tasks.recipe import Recipe
-from meprop_bench.tuning.advice import again, code_of, parity_command, speedup_command
+from meprop_bench.tuning.advice import again, code_of
 from meprop_bench.tuning.arms import Arm, Layer
+from meprop_bench.tuning.processes import case_of
+from meprop_bench.workloads.case import Case
 
 LAYERS = (Layer("0", 32), Layer("2", 64), Layer("4", 16, converted=False))
 RECIPE = Recipe("mnist", {"batch": 50, "hidden": 300}, schedule="cosine")
@@ -87,36 +92,55 @@ def test_other_kinds_of_layers_are_named() -> None:
     assert "kinds=(torch.nn.Conv2d,)" in code_of(Arm("meprop", 0.05), layers, 100)
 
 
-@pytest.mark.parametrize(
-    "arm",
-    [
-        Arm("unified", 0.125, left=("linear0",)),
-        Arm("unified", 0.5, "rows", end=0.125),
-        Arm("unified", 0.125, ks=(("linear0", 0.5),)),
-    ],
-)
-@pytest.mark.parametrize("recipe", [RECIPE, Recipe("my_model.py:build", optimizer="own")])
-def test_the_commands_parse(arm: Arm, recipe: Recipe) -> None:
-    for line in (
-        speedup_command(arm, recipe, 2),
-        parity_command(arm, recipe, steps=100, seeds=8, margin=0.5),
-    ):
-        _, *words = shlex.split(line)
-        group = cli.make_context("meprop-bench", list(words), resilient_parsing=True)
-        name, command, rest = cli.resolve_command(group, list(words))
-        assert command is not None
-        command.make_parser(click.Context(command, parent=group, info_name=name)).parse_args(rest)
+ARMS = [
+    Arm("unified", 0.125, left=("linear0", "head.*")),
+    Arm("unified", 0.5, "rows", end=0.125),
+    Arm("unified", 0.125, end=0.5, shape="cosine"),
+    Arm("unified", 0.125, ks=(("linear0", 0.5), ("blocks.[12].*", 8))),
+    Arm("meprop", 30, kernel="gather", compiled=True),
+]
+RECIPES = [
+    replace(RECIPE, optimizer="adagrad", evaluations=2),
+    Recipe("pos", {"files": "train.conllu,dev.conllu,test.conllu", "tags": "language"}, optimizer="adagrad"),
+    Recipe("my_model.py:build", optimizer="own"),
+]
 
 
-def test_the_commands_measure_what_was_measured() -> None:
-    arm = Arm("unified", 0.125, left=("linear0",), ks=(("linear1", 0.5),))
-    speedup, parity = speedup_command(arm, RECIPE, 2), parity_command(arm, RECIPE, steps=100, seeds=8, margin=0.5)
-    assert "--options 'batch=50;hidden=300'" in speedup
-    assert "--leave linear0" in speedup
-    assert "--k-by-layer linear1=0.5" in speedup
-    assert "--k-by-layer linear1=0.5" in parity
-    for words in ("--batch 50", "--hidden 300", "--schedule cosine", "--steps 100", "--leave linear0", "--margin 0.5"):
-        assert words in parity
+def timed(line: str) -> list[Case]:
+    """Return the cases that `speedup` makes of a command."""
+    program, verb, *words = shlex.split(line)
+    assert (program, verb) == ("meprop-bench", "speedup")
+    given = speedup.command.make_context(verb, words).params
+    for name in ("form", "ray", "out", "resume", "shard", "deadline", "replay"):
+        del given[name]
+    return list(speedup._plan(given.pop("preset"), given).cases)
+
+
+def compared(line: str) -> ParityPlan:
+    """Return the comparison that `parity` makes of a command."""
+    program, verb, *words = shlex.split(line)
+    assert (program, verb) == ("meprop-bench", "parity")
+    given = parity.command.make_context(verb, words).params
+    for name in ("form", "resume", "out", "shard", "ray", "processes", "budgets"):
+        del given[name]
+    judged = [given.pop(name) for name in ("seeds", "margin", "threads")]
+    return ParityPlan(recipe_of(given), *judged)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_model.py").write_text("def build(): ...")
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("arm", ARMS, ids=lambda arm: arm.label)
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.task)
+def test_the_commands_measure_what_was_measured(arm: Arm, recipe: Recipe) -> None:
+    first, second = again(arm, recipe, 2, steps=100, seeds=8, margin=0.25)
+    ks = [arm.k] if arm.end is None else [arm.k, arm.end]
+    assert timed(first) == [case_of(replace(arm, k=k, end=None, shape="linear"), recipe, 2, "cpu") for k in ks]
+    assert compared(second) == ParityPlan(arm.recipe(replace(recipe, steps=100)), 8, 0.25)
 
 
 @pytest.mark.parametrize(

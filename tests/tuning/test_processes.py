@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from meprop_bench.errors import ExitCode, UserError
-from meprop_bench.results.schema import PASSED
+from meprop_bench.measure.notes import Note
+from meprop_bench.measure.worker import WorkerOverdue
+from meprop_bench.results.schema import PASSED, Row, Side
 from meprop_bench.results.store import Store
 from meprop_bench.tasks.recipe import Recipe
 from meprop_bench.tuning import processes
@@ -97,9 +102,9 @@ def test_trainings_are_those_of_the_recipe_and_leave_nothing_behind(store: Store
 
 def test_by_the_real_clock_it_is_alone(store: Store) -> None:
     with Processes(RECIPE, store, Budget(600), threads=1, processes=1) as machine:
-        assert machine.alone(Job(ARM, 1, 5)) > 0
+        assert machine.alone(Job(ARM, 1, 5), Budget(600)) > 0
         with pytest.raises(UserError, match="no sparsified layer is called 'x'"):
-            machine.alone(Job(Arm("unified", 0.5, left=("x",)), 1, 5))
+            machine.alone(Job(Arm("unified", 0.5, left=("x",)), 1, 5), Budget(600))
 
 
 def test_at_the_end_of_its_budget_it_ends_trainings_and_their_checkpoints_stay(store: Store) -> None:
@@ -121,6 +126,7 @@ def test_it_does_not_wait_for_the_device_beyond_its_budget(store: Store, monkeyp
         yield
 
     monkeypatch.setattr(processes, "device_lock", held)
+    monkeypatch.setattr(processes, "discard_unfinished", lambda: None)
     time = [0.0]
 
     def now() -> float:
@@ -159,3 +165,96 @@ def test_a_model_that_does_not_say_how_good_it_is_cannot_be_tuned(store: Store, 
         pytest.raises(UserError, match="add evaluate= to its Training"),
     ):
         machine.costs()
+
+
+class Silent:
+    """A process that never answers what is asked of it, on a clock of its own."""
+
+    def __init__(self, time: list[float]) -> None:
+        self.time = time
+
+    def request(self, message: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+        self.time[0] += timeout
+        raise WorkerOverdue(f"no answer within {timeout:.3g} s, so it was killed")
+
+    def close(self) -> None:
+        pass
+
+
+def test_nothing_that_hangs_outlasts_the_budget(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    time = [0.0]
+    budget = Budget(100.0, lambda: time[0])
+    monkeypatch.setattr(processes, "start_for", lambda case: Silent(time))
+    monkeypatch.setattr(processes, "discard_unfinished", lambda: None)
+    with Processes(RECIPE, store, budget, threads=1, processes=1, start=lambda: Silent(time)) as machine:
+        assert machine.measure([ARM], Budget(30.0, lambda: time[0])) == {}
+        assert time[0] <= 30.0 + 60.0  # two processes are waited for side by side, each on this clock
+        assert "starting" in machine.stages
+    assert not store.rows()
+    time[0] = 0.0
+    with Processes(RECIPE, store, budget, threads=1, processes=1, start=lambda: Silent(time)) as machine:
+        with pytest.raises(UserError, match=r"the budget ended before a step was timed \(.* timing batches") as error:
+            machine.costs()
+        assert time[0] == 100.0
+        time[0] = 0.0
+        assert list(machine.train(iter([Job(None, 1, 5)]), budget)) == []
+        time[0] = 0.0
+        with pytest.raises(UserError, match="the budget ended in training unified"):
+            machine.alone(Job(ARM, 1, 5), budget)
+    assert error.value.exit_code == ExitCode.NOTHING_MEASURED
+
+
+def test_a_model_that_hangs_when_it_is_examined_is_given_up_with_the_budget(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("import time\ndef build(): time.sleep(600)")
+    recipe = Recipe(f"{path}:build", optimizer="own")
+    with (
+        Processes(recipe, store, Budget(4.0), threads=1, processes=1) as machine,
+        pytest.raises(UserError, match=r"timed \(.* s examining the model\): give --budget \d\ds or more"),
+    ):
+        machine.costs()
+
+
+def test_times_that_say_nothing_are_taken_again_and_the_new_ones_count(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("_CASE_S", (0.2, 0.2)), ("_MANY", 2)):
+        monkeypatch.setattr(processes, name, value)
+    monkeypatch.setattr(processes, "too_wide", lambda width: True)
+    with Processes(RECIPE, store, Budget(600), threads=1, processes=1) as machine:
+        (first,) = machine.measure([ARM], Budget(600)).values()
+        assert first.unsure
+        assert "is too uncertain (±" in str(first.failed)
+        (before,) = (row for row in store.rows() if row.phase == "step")
+        monkeypatch.setattr(processes, "too_wide", lambda width: False)
+        (second,) = machine.measure([ARM], Budget(0.0)).values()  # of what is stored
+        assert not second.unsure
+        monkeypatch.setattr(processes, "too_wide", lambda width: True)
+        machine.measure([ARM], Budget(600))
+    (after,) = (row for row in store.rows() if row.phase == "step")
+    assert after.measurement != before.measurement
+
+
+def test_compiling_has_half_of_the_time_for_timings(store: Store) -> None:
+    time = [0.0]
+    with Processes(RECIPE, store, Budget(100.0, lambda: time[0]), processes=1) as machine:
+        sides = machine._dense_sides
+        machine._timing = Budget(60.0, lambda: time[0])
+        time[0] = 20.0
+        assert sides.compile_s() == 20.0
+        machine._timing = Budget(math.inf, lambda: time[0])
+        assert sides.compile_s() == math.inf
+
+
+def test_what_a_row_says_of_its_dense_side_is_kept_as_data() -> None:
+    case = case_of(ARM, RECIPE, 1, "cpu")
+    axes: dict[str, Any] = case.to_json()
+    kernel = axes.pop("kernel")
+    note = Note.of("uncompiled", seconds=48.0)
+    row = Row(**axes, case_id=case.case_id, kernel_requested=kernel, kernel="auto", phase="step", environment_id="e1",
+              check=PASSED, speedup=1.5, speedup_low=1.4, speedup_high=1.6, dense=Side(median_s=3e-3),
+              baseline_chosen="compiled, fused optimizer", notes=(note,))  # fmt: skip
+    found = processes._timing(case, [row])
+    assert (found.compiled, found.baseline, found.uncompiled_s) == (True, "compiled, fused optimizer", 48.0)
+    eager = processes._timing(case, [replace(row, baseline_chosen="eager, this package's optimizer", notes=())])
+    assert (eager.compiled, eager.uncompiled_s) == (False, None)

@@ -70,6 +70,14 @@ def test_even_the_smallest_k_gains_nothing_so_no_other_is_timed(fake: Any, learn
     assert answer.decision.kind == "take"
 
 
+def test_what_gained_nothing_gains_nothing_when_little_time_is_left(fake: Any, learns: Any, tmp_path: Path) -> None:
+    machine = fake(lambda arm: 0.9, learns(lambda arm: 0.0))
+    answer = tune(machine, journal=Journal(tmp_path))
+    assert answer.decision.kind == "dense"
+    assert tune(machine, budget=20, journal=Journal(tmp_path)) == answer
+    assert set(machine.stored) == {Arm("unified", 1 / 32)}
+
+
 def test_fast_and_bad_alone_leaves_dense(fake: Any, learns: Any) -> None:
     answer = tune(fake(lambda arm: 2.0, learns(lambda arm: 5.0)))
     assert answer.decision.kind == "dense"
@@ -187,7 +195,7 @@ def test_a_compiled_step_takes_the_place_of_an_eager_one_where_dense_is_compiled
     tune(machine, variants=True)
     assert not any(arm.compiled for arm in machine.stored)
     machine = fake(lambda arm: 1.6 if arm.compiled else 1.4, learns(lambda arm: 0.0, slope=2))
-    machine.baseline = "compiled, fused optimizer"
+    machine.compiled = True
     answer = tune(machine, variants=True)
     assert answer.decision.arm is not None
     assert answer.decision.arm.compiled
@@ -319,6 +327,92 @@ def test_a_budget_without_a_single_step_measured_is_an_error(fake: Any, learns: 
     with pytest.raises(UserError, match="before a step was timed") as error:
         tune(fake(faster, learns(lambda arm: 0.0)), budget=2)
     assert error.value.exit_code == ExitCode.NOTHING_MEASURED
+
+
+def test_times_that_say_nothing_are_taken_again_while_there_is_time(fake: Any, learns: Any) -> None:
+    """As on a busy machine: at first every interval is too wide."""
+    machine = fake(faster, learns(lambda arm: 0.05 if arm.k >= 1 / 8 else 3.0, slope=2))
+    machine.busy_s = 60.0
+    answer = tune(machine)
+    assert machine.time > 60
+    assert answer.decision.kind == "take"
+    assert set(standing(answer)) == set(KS)
+    assert not any(found.untimed for found in answer.findings)
+
+
+def test_where_no_time_says_anything_that_is_said_and_not_that_there_was_no_time(fake: Any, learns: Any) -> None:
+    machine = fake(faster, learns(lambda arm: 0.0))
+    machine.busy_s = math.inf
+    with pytest.raises(
+        UserError, match=r"well enough: too uncertain \(±120%\), by the same command and --resume"
+    ) as error:
+        tune(machine)
+    assert error.value.exit_code == ExitCode.NOTHING_MEASURED
+
+
+def test_a_later_run_takes_such_times_again(fake: Any, learns: Any, tmp_path: Path) -> None:
+    machine = fake(faster, learns(lambda arm: 0.05 if arm.k >= 1 / 8 else 3.0, slope=2))
+    machine.busy_s = math.inf
+    with pytest.raises(UserError):
+        tune(machine, journal=Journal(tmp_path))
+    machine.busy_s = 0.0
+    assert tune(machine, journal=Journal(tmp_path)).decision.kind == "take"
+
+
+def test_a_budget_that_ends_before_a_step_is_timed_says_what_it_was_spent_on(fake: Any, learns: Any) -> None:
+    machine = fake(faster, learns(lambda arm: 0.0))
+    machine.stages = {"examining the model": 20.0, "starting": 12.0, "compiling": 18.0}
+    told = r"timed \(20 s examining the model, 12 s starting, 18 s compiling\): give --budget 4m or more"
+    with pytest.raises(UserError, match=told):  # 20 + 2 x 30 / 30%
+        tune(machine, budget=2)
+
+
+def test_dense_that_there_was_no_time_to_compile_is_told_of(fake: Any, learns: Any) -> None:
+    machine = fake(faster, learns(lambda arm: 0.05 if arm.k >= 1 / 8 else 3.0, slope=2))
+    assert "ompil" not in tune(machine).decision.sentence
+    machine = fake(faster, learns(lambda arm: 0.05 if arm.k >= 1 / 8 else 3.0, slope=2))
+    machine.uncompiled_s = 48.0
+    assert tune(machine).decision.sentence.endswith(
+        " Compiled dense was left out: compiling it takes more than the 48 s that there were for it."
+    )
+
+
+def _between(arm: Arm | None, steps: int) -> float:
+    """Return a quality of which arms lose nearly the margin early on, and nothing later."""
+    return 90 + math.log2(steps) - (0.0 if arm is None or steps > 400 else 0.45)
+
+
+def test_a_search_whose_first_pass_decided_nothing_goes_on_with_a_second(fake: Any, tmp_path: Path) -> None:
+    """All arms nearly lose too much early on, and the first budget ends there; the second pass is interrupted once."""
+    arms = tuple(arms_of(("unified",), (1 / 8, 1 / 2)))
+
+    def begun(folder: str) -> tuple[Any, Path]:
+        machine = fake(lambda arm: 1.5, _between, noise=0.1, whole=20000)
+        (tmp_path / folder).mkdir()
+        first = tune(machine, arms=arms, budget=30, journal=Journal(tmp_path / folder))
+        assert first.decision.kind == "undecided"
+        assert len(Journal(tmp_path / folder).settled["passes"]) == 1
+        return machine, tmp_path / folder
+
+    whole, folder = begun("whole")
+    expected = tune(whole, arms=arms, journal=Journal(folder))
+    assert expected.decision.kind == "take"
+    machine, folder = begun("interrupted")
+    (before,) = Journal(folder).settled["passes"]
+    machine.stop_at = whole.events - 5
+    with pytest.raises(KeyboardInterrupt):
+        tune(machine, arms=arms, journal=Journal(folder))
+    assert len(Journal(folder).settled["passes"]) == 2
+    answer = tune(machine, arms=arms, journal=Journal(folder))
+    assert answer == expected
+    first, second = Journal(folder).settled["passes"]
+    assert first["plan"] == before["plan"]
+    assert second["plan"]["steps"] >= 2 * first["plan"]["steps"]
+    assert not {*second["plan"]["seeds"]} & {*first["plan"]["seeds"]}
+    assert len(machine.trained) == len(set(machine.trained)) == len(whole.trained)  # nothing is done twice
+    again = tune(machine, arms=arms, journal=Journal(folder))
+    assert again == answer
+    assert len(machine.trained) == len(whole.trained)
 
 
 def _machine(fake: Any, learns: Callable[..., Any]) -> Any:

@@ -47,4 +47,5 @@ def test_a_schedule_beyond_what_was_timed_has_no_time() -> None:
 def test_what_was_not_timed_is_null_in_json() -> None:
     assert Timing.without("why").to_json() == {
         "speedup": None, "low": None, "high": None, "dense_s": None, "failed": "why", "case_id": None, "baseline": None,
+        "compiled": False, "uncompiled_s": None,
     }  # fmt: skip
