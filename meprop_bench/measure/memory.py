@@ -177,11 +177,11 @@ def _sampled_peak(fn: Callable[[], object]) -> ProcessPeak:
     seen = [before]
     ended = threading.Event()
 
-    def look() -> None:
+    def sample() -> None:
         while not ended.wait(_SAMPLE_S):
             seen.append(int(process.memory_info().rss))
 
-    thread = threading.Thread(target=look, daemon=True, name="memory")
+    thread = threading.Thread(target=sample, daemon=True, name="memory")
     thread.start()
     try:
         alive = fn()

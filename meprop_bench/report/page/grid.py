@@ -44,7 +44,7 @@ from meprop_bench.stats import too_wide
 __all__ = ["Column", "columns_of", "encoded", "line"]
 
 Place: TypeAlias = Literal["key", "more", "detail", "filter"]
-"""Where a column is shown: always, where there is room, in an opened row alone, as a filter alone."""
+"""Where a column is shown: always, where it fits, in an opened row alone, as a filter alone."""
 
 _LONGEST, _LONGEST_NOTE = 160, 400
 _MOST_FILTERED = 60
