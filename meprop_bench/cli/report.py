@@ -69,7 +69,7 @@ def command(
     from meprop_bench.cli.output import held_for_good
     from meprop_bench.paper.folder import load
     from meprop_bench.report.document import Document
-    from meprop_bench.report.formats import write_as
+    from meprop_bench.report.terminal import write_as
 
     with held_for_good():
         loaded = {folder: load(folder) for folder in folders}

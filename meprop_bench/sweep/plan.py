@@ -31,8 +31,8 @@ from meprop_bench.tasks.build import is_model, is_pickled, source_of
 from meprop_bench.workloads.case import DATA, ONE_WIDTH, TEXT, WORKLOADS, Case
 
 __all__ = [
-    "CHECKS", "Plan", "Preset", "load_preset", "one_case", "parse_axis", "plan_axes", "plan_of", "plan_preset",
-    "preset_names", "process_of",
+    "CHECKS", "Plan", "Preset", "given_axes", "load_preset", "one_case", "parse_axis", "plan_axes", "plan_of",
+    "plan_preset", "preset_names", "process_of",
 ]  # fmt: skip
 
 CHECKS = ("gradients", "accuracy")
@@ -202,6 +202,16 @@ def _preset(record: Mapping[str, Any], where: str) -> Preset:
 def parse_axis(axis: str, texts: Iterable[str]) -> list[Any]:
     """Return the values of an axis as typed: words with commas between them, as numbers where the axis has numbers."""
     return [AXES[axis].read(word.strip()) for text in texts for word in text.split(",")]
+
+
+def given_axes(options: dict[str, Any]) -> dict[str, list[Any]]:
+    """Take the axes out of a command's options, and return the values of those that were given (else `UserError`)."""
+    texts = {name: options.pop(name.replace("-", "_")) for name in AXES}
+    return {
+        name: parse_axis(name, [text] if isinstance(text, str) else text)
+        for name, text in texts.items()
+        if text not in (None, ())
+    }
 
 
 def plan_of(record: Mapping[str, Any], models: Collection[str] = ()) -> Plan:

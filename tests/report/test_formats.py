@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from meprop_bench.report.formats import _texts, as_csv, as_json, write_as
-from meprop_bench.report.terminal import as_table
+from meprop_bench.report.formats import _texts, as_csv, as_json
+from meprop_bench.report.terminal import as_table, write_as
 from meprop_bench.results.schema import Row
 
 

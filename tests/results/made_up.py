@@ -13,7 +13,6 @@ from typing import Any
 
 from meprop_bench.api import measure
 from meprop_bench.cli import run
-from meprop_bench.cli.options import given_axes
 from meprop_bench.errors import UserError
 from meprop_bench.gate import targets
 from meprop_bench.report import parquet
@@ -29,7 +28,7 @@ from meprop_bench.report.sections import sections
 from meprop_bench.results.axes import AXES, case_name
 from meprop_bench.results.schema import PASSED, Row
 from meprop_bench.results.store import Store
-from meprop_bench.sweep.plan import load_preset, plan_axes, plan_preset
+from meprop_bench.sweep.plan import given_axes, load_preset, plan_axes, plan_preset
 from meprop_bench.sweep.rows import failed_row
 from meprop_bench.sweep.suite import Grid
 from meprop_bench.testing.trainings import case_of
