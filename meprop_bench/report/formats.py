@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from meprop_bench.report.compare import Comparison
     from meprop_bench.report.plots import Plot
 
-__all__ = ["as_csv", "as_json", "draw", "missing_parts", "pieces", "write_report"]
+__all__ = ["as_json", "draw", "missing_parts", "pieces", "write_report"]
 
 _FILES = ("speedup", "phases", "roofline", "heat", "accuracy", "curve", "sizes")
 """What the names of a report's pictures begin with."""
@@ -34,11 +34,6 @@ _PARTS = {"matplotlib": "plots", "jinja2": "HTML page"}
 def as_json(document: Document | Comparison) -> str:
     """Return the document as one JSON object."""
     return json.dumps(document.to_json(), indent=1, allow_nan=False) + "\n"
-
-
-def as_csv(document: Document | Comparison) -> str:
-    """Return the rows as CSV with a header."""
-    return "".join(_csv_pieces(document))
 
 
 def _csv_pieces(document: Document | Comparison) -> Iterator[str]:

@@ -39,17 +39,9 @@ from meprop_bench.results.redact import one_line
 from meprop_bench.results.store import ENVIRONMENT, MEASUREMENTS, replace_file
 
 __all__ = [
-    "MOST",
-    "NOTES",
-    "Index",
-    "ListedResult",
-    "Notes",
-    "as_page",
-    "baselines_of",
-    "notes_of",
-    "results_below",
+    "MOST", "NOTES", "Index", "ListedResult", "Notes", "as_page", "baselines_of", "notes_of", "results_below",
     "write_index",
-]
+]  # fmt: skip
 
 MOST = 2000
 """Lines of the page."""

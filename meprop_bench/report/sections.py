@@ -39,20 +39,9 @@ from meprop_bench.results.redact import bounded
 from meprop_bench.results.schema import PASSED, Row
 
 __all__ = [
-    "AXES",
-    "BARS",
-    "PARTS",
-    "PHASES",
-    "WORDS",
-    "Section",
-    "axis_cells",
-    "by_phase",
-    "distinct_rows",
-    "phase_order",
-    "plain_section",
-    "sections",
-    "varying",
-]
+    "AXES", "BARS", "PARTS", "PHASES", "WORDS", "Section", "axis_cells", "by_phase", "distinct_rows", "phase_order",
+    "plain_section", "sections", "varying",
+]  # fmt: skip
 
 PHASES = ("linear-backward", "decode", "forward", "backward", "communication", "update", "step")
 

@@ -9,10 +9,10 @@ import pytest
 
 from meprop_bench.measure.peaks import Peaks
 from meprop_bench.report.document import Document
-from meprop_bench.report.formats import as_csv
 from meprop_bench.report.machine import peaks_of, saving_sections, utilization_section
 from meprop_bench.report.terminal import write_as
 from meprop_bench.results.schema import Row, Utilization
+from tests.report.texts import as_csv
 
 ONE = {"flops_per_s": {"float32": 1e11}, "bandwidth": [[1 << 16, 8e10], [1 << 29, 2e10]]}
 BETTER = {"flops_per_s": {"float32": 2e11}, "bandwidth": [[1 << 29, 1e10]]}

@@ -20,7 +20,7 @@ from meprop_bench.report.asv import export
 from meprop_bench.report.best import chosen
 from meprop_bench.report.compare import compare
 from meprop_bench.report.document import Document
-from meprop_bench.report.formats import as_csv
+from meprop_bench.report.formats import pieces
 from meprop_bench.report.page.grid import columns_of
 from meprop_bench.report.plots import grouping
 from meprop_bench.report.reliability import with_disagreements
@@ -130,7 +130,7 @@ print(
             "above a table": sections(ROWS[1:])[0].constants,
             "not above a table": sections(ROWS[:1])[0].constants,
             "line of a plot": grouping.line_of(ROWS[1]),
-            "csv": "ballast" in as_csv(DOCUMENT).partition("\n")[0].split(","),
+            "csv": "ballast" in next(iter(pieces("csv", DOCUMENT))).partition("\n")[0].split(","),
             "dense times that may differ": with_disagreements([ROWS[0], apart])[0].baseline_disagreement,
             "export asv": exported(),
             "page": [column.texts for column in columns_of(ROWS, frozenset())[0] if column.head == "ballast"],
@@ -140,7 +140,7 @@ print(
             "claim of a test": case_of("m.py:build", {"ballast": 3}).ballast,
             "model of a gate": [case.ballast for case in targets._models({"model": "m.py:build", "ballast": [1, 3]})],
             "compare": [row["ballast"] for row in compared.to_json()["rows"]],
-            "compare, csv": "ballast" in as_csv(compared).partition("\n")[0].split(","),
+            "compare, csv": "ballast" in next(iter(pieces("csv", compared))).partition("\n")[0].split(","),
             "compare, column": "ballast" in compared.sections[0].columns,
             "suites' grid": Grid.of(CASES).names[-1],
             "extra_info": "ballast" in module("benchmarks/pytest_suite/conftest.py")._EXTRA,
