@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from meprop_bench.doctor.check_result import CheckResult, State
-from meprop_bench.errors import UserError, one_of
+from meprop_bench.errors import UserError, nearest
 from meprop_bench.gate.settings import KEYS
 from meprop_bench.sweep.feasible import check_feasible
 from meprop_bench.sweep.plan import load_preset, plan_preset
@@ -131,13 +131,9 @@ def _asv_needs(record: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _unknown(what: str, keys: Iterable[str], known: Collection[str]) -> list[str]:
     """Return a line for each key that is not known, with what was probably meant."""
-    lines = []
-    for key in keys:
-        try:
-            one_of(what, key, known)
-        except UserError as error:  # without the list of all that is allowed: asv has thirty keys
-            lines.append(str(error).partition("choose from")[0].strip().rstrip(":"))
-    return lines
+    wrong = [key for key in keys if key not in known]
+    meant = {key: nearest(key, known) for key in wrong}  # without all that is allowed: asv has thirty keys
+    return [f"unknown {what} {key!r}" + (f": did you mean {meant[key]!r}?" if meant[key] else "") for key in wrong]
 
 
 def _read(path: Path, form: str, loads: Callable[[str], Any]) -> dict[str, Any]:

@@ -245,7 +245,7 @@ def test_formats_and_codes(tmp_path, capsys, monkeypatch):
         ([], "nothing to compare"),
         (["--k", "3", "--seeds", "0"], "seeds must be"),
         (["--k", "3", "--margin", "-1"], "margin must be"),
-        (["--k", "3", "--optimizer", "adm"], "there is no optimizer"),
+        (["--k", "3", "--optimizer", "adm"], "unknown optimizer"),
         (["--k", "3", "--threads", "0"], "threads must be"),
         (["--k", "3", "--device", "cuda:99"], "the device cuda:99 is not there"),
     ],
