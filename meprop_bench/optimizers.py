@@ -13,7 +13,7 @@ from importlib import import_module
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
-from meprop_bench.errors import UserError
+from meprop_bench.errors import UserError, one_of
 
 if TYPE_CHECKING:
     import torch
@@ -180,8 +180,7 @@ def make_optimizer(
         UserError: an unknown name, or an optimizer that cannot take row gradients.
 
     """
-    if name not in OPTIMIZERS:
-        raise UserError(f"there is no optimizer {name!r}: choose from {', '.join(OPTIMIZERS)}")
+    one_of("optimizer", name, OPTIMIZERS)
     if gradient not in ("dense", "rows"):
         raise ValueError(f"gradient must be 'dense' or 'rows', not {gradient!r}")
     chosen = OPTIMIZERS[name]
@@ -221,8 +220,7 @@ def make_schedule(name: str, optimizer: torch.optim.Optimizer, steps: int) -> LR
         UserError: an unknown name.
 
     """
-    if name not in SCHEDULES:
-        raise UserError(f"there is no schedule {name!r}: choose from {', '.join(SCHEDULES)}")
+    one_of("schedule", name, SCHEDULES)
     if name == "constant":
         return None
     from torch.optim.lr_scheduler import LambdaLR

@@ -126,7 +126,7 @@ class Activeness:
         return keep
 
 
-def _look(record: Activeness, layer: MePropLinear, args: tuple[Tensor, ...], y: Tensor) -> None:
+def _observe(record: Activeness, layer: MePropLinear, args: tuple[Tensor, ...], y: Tensor) -> None:
     """Have the gradient of a layer's output counted."""
     if record.enabled and y.requires_grad:
         y.register_hook(lambda dy: _count(record, layer, dy))  # type: ignore[no-untyped-call]
@@ -154,4 +154,4 @@ def watch(layer: MePropLinear, record: Activeness) -> RemovableHandle:
     ValueError for a random selection.
     """
     check_recordable(layer.selection)
-    return nn.Module.register_forward_hook(layer, partial(_look, record))  # copied and pickled as no closure is
+    return nn.Module.register_forward_hook(layer, partial(_observe, record))  # copied and pickled as no closure is

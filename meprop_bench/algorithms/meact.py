@@ -84,7 +84,7 @@ class MeAct:
                 f"limit of {memory_limit}: raise memory_limit, or name fewer layers"
             )
         self._ids: Tensor | None = None
-        self._layers = {name: _Layer(self, name, layer) for name, layer in chosen.items()}
+        self._layers = {name: _LayerMasks(self, name, layer) for name, layer in chosen.items()}
 
     @property
     def fixed(self) -> bool:
@@ -174,7 +174,7 @@ class MeAct:
             layer.hook.remove()
 
 
-class _Layer:
+class _LayerMasks:
     """What is known of one layer: gradients while they are accumulated, then masks, eight neurons to a byte."""
 
     def __init__(self, act: MeAct, name: str, module: nn.Linear) -> None:
@@ -241,7 +241,9 @@ class _Layer:
         return unpack(self.bits[ids], self.neurons)
 
 
-def _record_or_mask(act: MeAct, layer: _Layer, module: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor | None:
+def _record_or_mask(
+    act: MeAct, layer: _LayerMasks, module: nn.Module, args: tuple[Any, ...], y: Tensor
+) -> Tensor | None:
     """Be the forward hook of one layer."""
     if not module.training:
         return None
@@ -264,7 +266,7 @@ def _record_or_mask(act: MeAct, layer: _Layer, module: nn.Module, args: tuple[An
     return None
 
 
-def _forward(act: MeAct, layer: _Layer, input: Tensor) -> Tensor:
+def _forward(act: MeAct, layer: _LayerMasks, input: Tensor) -> Tensor:
     """Be the forward pass of one layer once the masks are fixed: through the active neurons alone, in training."""
     module, ids, bits = layer.module, act._ids, layer.bits
     if (

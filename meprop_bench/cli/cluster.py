@@ -47,11 +47,11 @@ def cluster_at(address: str | None, cases: Iterable[Case] = ()) -> Iterator[Clus
         yield None
         return
     from meprop_bench.sweep.cluster import connected
-    from meprop_bench.sweep.cluster_runner import check_room
+    from meprop_bench.sweep.cluster_runner import check_capacity
 
     with connected(address, partial(click.echo, err=True)) as cluster:
-        cluster.look(_ANSWER_S)
-        check_room(cases, cluster.nodes, cluster.refused)
+        cluster.refresh(_ANSWER_S)
+        check_capacity(cases, cluster.nodes, cluster.refused)
         yield cluster
 
 

@@ -37,7 +37,7 @@ def command(base: Path, head: Path, form: str, across_environments: bool) -> int
     from meprop_bench.cli.output import held_for_good
     from meprop_bench.paper.folder import load
     from meprop_bench.report.compare import compare
-    from meprop_bench.report.formats import write_as
+    from meprop_bench.report.terminal import write_as
 
     with held_for_good():
         (before, _), (after, _) = load(_place(base)), load(_place(head))

@@ -116,7 +116,7 @@ def _whole(shards: Shards) -> _Whole:
 def _report_sweep(form: str, store: Store) -> int:
     from meprop_bench.cli.speedup import exit_code_of
     from meprop_bench.report.document import Document
-    from meprop_bench.report.formats import write_as
+    from meprop_bench.report.terminal import write_as
 
     document = Document.of(store)
     write_pages(store.folder, document, partial(write_as, form, document, sys.stdout))
@@ -133,7 +133,7 @@ def _table(shards: Shards) -> _Whole:
 def _report_table(form: str, store: Store) -> int:
     from meprop_bench.cli.paper import print_paper
     from meprop_bench.paper.folder import read
-    from meprop_bench.report.formats import write_as
+    from meprop_bench.report.terminal import write_as
 
     document = read(store)
     printed = partial(print_paper, document) if form == "table" else partial(write_as, form, document, sys.stdout)
@@ -152,7 +152,7 @@ def _comparison(shards: Shards) -> _Whole:
 def _report_comparison(label: str, form: str, store: Store) -> int:
     from meprop_bench.cli.parity import CODES, print_parity
     from meprop_bench.report.document import Document
-    from meprop_bench.report.formats import write_as
+    from meprop_bench.report.terminal import write_as
 
     (found,) = (row.parity for row in store.rows() if row.parity is not None)
     document = Document.of(store)

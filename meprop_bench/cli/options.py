@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from meprop_bench.results.shards import Shard
 
 __all__ = [
-    "AXIS_GROUPS", "Grouped", "GroupedVerbs", "examples", "given_axes", "with_axes", "with_format", "with_out",
+    "AXIS_GROUPS", "Grouped", "GroupedVerbs", "examples", "with_axes", "with_format", "with_out",
     "with_shard",
 ]  # fmt: skip
 
@@ -41,18 +41,6 @@ def with_axes(metavar: str, *, multiple: bool = False) -> Callable[[_Function], 
         return function
 
     return decorate
-
-
-def given_axes(options: dict[str, Any]) -> dict[str, list[Any]]:
-    """Take the axes out of a command's options, and return the values of those that were given (else `UserError`)."""
-    from meprop_bench.sweep.plan import parse_axis
-
-    texts = {name: options.pop(name.replace("-", "_")) for name in AXES}
-    return {
-        name: parse_axis(name, [text] if isinstance(text, str) else text)
-        for name, text in texts.items()
-        if text not in (None, ())
-    }
 
 
 def with_format(*forms: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from meprop_bench.paper.experiment import Experiment
     from meprop_bench.paper.folder import PaperDocument
     from meprop_bench.paper.records import Trainings
-    from meprop_bench.paper.shard import Own
+    from meprop_bench.paper.shard import Assignment
     from meprop_bench.results.shards import Shard
     from meprop_bench.results.store import Store
     from meprop_bench.sweep.cluster_workers import Hosts
@@ -231,7 +231,7 @@ def run_table(
     return code
 
 
-def _take(found: Experiment, store: Store, trainings: Trainings, known: Sequence[Store], own: Own) -> None:
+def _take(found: Experiment, store: Store, trainings: Trainings, known: Sequence[Store], own: Assignment) -> None:
     from meprop_bench.paper.runner import take
 
     for other in known:
@@ -247,7 +247,7 @@ def _run(
     workers: int,
     device: str,
     deadline: Deadline,
-    own: Own,
+    own: Assignment,
     hosts: Hosts | None,
 ) -> None:
     from meprop_bench.measure.machine import state

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meprop_bench.cli.options import AXIS_GROUPS, Grouped, examples, given_axes, with_axes, with_format
+from meprop_bench.cli.options import AXIS_GROUPS, Grouped, examples, with_axes, with_format
 from meprop_bench.cli.output import as_record, complaining, write
 from meprop_bench.errors import ExitCode, UserError
 
@@ -101,7 +101,7 @@ def command(
 
 
 def _case(options: dict[str, str | None]) -> Case:
-    from meprop_bench.sweep.plan import one_case
+    from meprop_bench.sweep.plan import given_axes, one_case
 
     return one_case(given_axes(options))
 

@@ -69,7 +69,7 @@ def command(
     from meprop_bench.cli.output import held_for_good
     from meprop_bench.paper.folder import load
     from meprop_bench.report.document import Document
-    from meprop_bench.report.formats import write_as
+    from meprop_bench.report.terminal import write_as
 
     with held_for_good():
         loaded = {folder: load(folder) for folder in folders}
@@ -130,10 +130,10 @@ def collected(root: Path) -> tuple[Index, Trends]:
     """Read all results below a folder, one after another, and say on standard error which cannot be read."""
     from meprop_bench.cli.output import command_line
     from meprop_bench.paper.folder import PaperDocument, load
-    from meprop_bench.report.index import Entry, Index, baselines_of, notes_of, results_below
+    from meprop_bench.report.index import Index, ListedResult, baselines_of, notes_of, results_below
     from meprop_bench.report.trends import Trends
 
-    notes, entries, trends = notes_of(root), list[Entry](), Trends(command_line())
+    notes, entries, trends = notes_of(root), list[ListedResult](), Trends(command_line())
     folders = list(results_below(root))
     for number, folder in enumerate(folders, 1):
         place = folder.relative_to(root).as_posix()
@@ -144,11 +144,11 @@ def collected(root: Path) -> tuple[Index, Trends]:
             document, _ = load(folder)
         except UserError as error:
             click.echo(f"{place}: {error}", err=True)
-            entries.append(Entry.unread(place, error, kind="Results that cannot be read", question=question))
+            entries.append(ListedResult.unread(place, error, kind="Results that cannot be read", question=question))
             continue
         kind = "The papers' tables" if isinstance(document, PaperDocument) else "Measurements"
         paged = (folder / "index.html").is_file()
-        entries.append(Entry.of(place, document, kind=kind, question=question, paged=paged))
+        entries.append(ListedResult.of(place, document, kind=kind, question=question, paged=paged))
         trends.add(place, document)
     if not entries:
         raise UserError(f"there is no results folder below {root}", ExitCode.NOTHING_MEASURED)

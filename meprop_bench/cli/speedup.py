@@ -24,7 +24,6 @@ from meprop_bench.cli.options import (
     AXIS_GROUPS,
     Grouped,
     examples,
-    given_axes,
     with_axes,
     with_format,
     with_out,
@@ -167,7 +166,7 @@ def _replayed(replay: Path, preset: str | None, options: Mapping[str, Any]) -> t
 
 
 def _plan(preset: str | None, options: dict[str, Any]) -> Plan:
-    from meprop_bench.sweep.plan import load_preset, plan_axes, plan_preset
+    from meprop_bench.sweep.plan import given_axes, load_preset, plan_axes, plan_preset
 
     axes = given_axes(options)
     parity = options.pop("parity")
@@ -202,8 +201,8 @@ def _measure(plan: Plan, store: Store, deadline: Deadline, cluster: Cluster | No
     try:
         with showing(plan) as progress:
             if cluster is None:
-                look = partial(state_before, say=say)
-                runner = Runner(plan, store, progress=progress, state=look, deadline=deadline)
+                state = partial(state_before, say=say)
+                runner = Runner(plan, store, progress=progress, state=state, deadline=deadline)
             else:
                 settings: dict[str, Any] = {"progress": progress, "deadline": deadline, "evaluates": evaluates}
                 runner = ClusterRunner(plan, store, cluster, say=say, **settings)
@@ -227,7 +226,7 @@ def exit_code_of(rows: Iterable[Row]) -> int:
 def _report(store: Store, form: str, before: Document | None) -> None:
     """Print the report, or of what was measured before as well the comparison, and write the pages of the folder."""
     from meprop_bench.report.document import Document
-    from meprop_bench.report.formats import write_as
+    from meprop_bench.report.terminal import write_as
 
     if not store.rows():
         click.echo(f"nothing is measured yet, so there is no report in {store.folder}", err=True)

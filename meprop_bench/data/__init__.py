@@ -4,7 +4,7 @@ Importing this package loads neither torch nor NumPy: the `data` verb only moves
 """
 
 from meprop_bench.data.images import Batch, ImageData, ImagePart, batches, numbered_batches
-from meprop_bench.errors import UserError
+from meprop_bench.errors import one_of
 
 __all__ = ["Batch", "ImageData", "ImagePart", "auto_images", "batches", "load_images", "numbered_batches"]
 
@@ -24,8 +24,7 @@ def load_images(name: str = "auto") -> ImageData:
     A damaged MNIST is a `UserError`, as missing data are, not a reason to take the digits; another set in files of its
     names (Fashion-MNIST) is none, but the result has to say so.
     """
-    if name not in _IMAGE_SETS:
-        raise UserError(f"there is no image data set {name!r}: choose from {', '.join(_IMAGE_SETS)}")
+    one_of("image data set", name, _IMAGE_SETS)
     if name == "auto":
         name = auto_images()
     if name == "mnist":

@@ -91,7 +91,7 @@ def read_conllu(path: Path, *, cut_off: bool = False) -> Iterator[Sentence]:
     if cut_off:
         lines = list(lines)
         lines = lines[: max((place for place, (_, line) in enumerate(lines, start=1) if not line), default=0)]
-    found: _Lines | None = None
+    found: _SentenceLines | None = None
     number = 0
     for number, line in lines:
         if not line:
@@ -99,13 +99,13 @@ def read_conllu(path: Path, *, cut_off: bool = False) -> Iterator[Sentence]:
                 yield found.sentence(number)
             found = None
             continue
-        found = found or _Lines(path, number)
+        found = found or _SentenceLines(path, number)
         found.add(number, line)
     if found is not None:
         raise Malformed(path, number, "the file ends without the empty line that ends a sentence: it is cut off")
 
 
-class _Lines:
+class _SentenceLines:
     """The lines of one sentence so far."""
 
     def __init__(self, path: Path, begun: int) -> None:

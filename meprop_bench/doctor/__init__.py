@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from meprop_bench.doctor import configuration, machine, noise, software
-from meprop_bench.doctor.finding import SECTIONS, Finding, exit_code
+from meprop_bench.doctor.check_result import SECTIONS, CheckResult, exit_code
 from meprop_bench.errors import ExitCode
 from meprop_bench.measure.allocator import current
 from meprop_bench.measure.environment import collect
@@ -31,7 +31,7 @@ from meprop_bench.measure.worker import WorkerError
 from meprop_bench.results.axes import default_threads
 from meprop_bench.sweep.worker import start_for
 
-__all__ = ["Examination", "Finding", "examine"]
+__all__ = ["CheckResult", "Examination", "examine"]
 
 _WATCH_S = 1.0
 
@@ -40,7 +40,7 @@ _WATCH_S = 1.0
 class Examination:
     """What was found, in the order of the screen; and the environment of the examining process, as a result's."""
 
-    findings: tuple[Finding, ...]
+    findings: tuple[CheckResult, ...]
     environment: dict[str, Any]
 
     @property
@@ -104,9 +104,9 @@ class _Trial:
         self._closing.callback(self._pool.close)  # before the thread, whose request it ends
         self._loops = beside.submit(noise.prepare, self._pool, self._case)
 
-    def findings(self) -> list[Finding]:
+    def findings(self) -> list[CheckResult]:
         """Measure, if it was started, and judge; nothing is found of what was not tried."""
-        found: list[Finding] = []
+        found: list[CheckResult] = []
         loaded = False
         if self._pool is not None:
             try:
@@ -116,7 +116,7 @@ class _Trial:
             except WorkerError as error:
                 advice = "try again when the machine is calm, and see the kernel cache"
                 text = f"not measured; the measuring process: {noise.reason(error)}"
-                found = [Finding("noise", "A/A", "warning", text, advice)]
+                found = [CheckResult("noise", "A/A", "warning", text, advice)]
         cache = software.kernels(self._before, software.compiled(), loaded=loaded)
         return found if cache is None else [*found, cache]
 

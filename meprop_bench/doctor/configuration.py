@@ -20,8 +20,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from meprop_bench.doctor.finding import Finding, State
-from meprop_bench.errors import UserError, one_of
+from meprop_bench.doctor.check_result import CheckResult, State
+from meprop_bench.errors import UserError, nearest
 from meprop_bench.gate.settings import KEYS
 from meprop_bench.sweep.feasible import check_feasible
 from meprop_bench.sweep.plan import load_preset, plan_preset
@@ -40,10 +40,10 @@ _ASV_MORE = ("version", "build_cache_size", "wheel_cache_size")
 _ASV_VERSION = 1
 
 
-def project(folder: Path) -> list[Finding]:
+def project(folder: Path) -> list[CheckResult]:
     """Look at [tool.meprop-bench] in a folder's pyproject.toml."""
     path = folder / "pyproject.toml"
-    found = partial(Finding, "configuration", path.name)
+    found = partial(CheckResult, "configuration", path.name)
     if not path.exists():
         return [found("ok", "none in this directory")]
     try:
@@ -66,9 +66,9 @@ def project(folder: Path) -> list[Finding]:
     return [found("ok", text)]
 
 
-def asv(folder: Path) -> list[Finding]:
+def asv(folder: Path) -> list[CheckResult]:
     """Look at a folder's asv.conf.json, or .jsonc."""
-    found = partial(Finding, "configuration", "asv.conf.json")
+    found = partial(CheckResult, "configuration", "asv.conf.json")
     paths = [path for name in ("asv.conf.json", "asv.conf.jsonc") if (path := folder / name).exists()]
     if not paths:
         return [found("ok", "none in this directory")]
@@ -88,9 +88,9 @@ def asv(folder: Path) -> list[Finding]:
     return problems or [found("ok", f"{len(record)} keys, all known to asv {version('asv')}")]
 
 
-def preset(name: str) -> list[Finding]:
+def preset(name: str) -> list[CheckResult]:
     """Read and plan a preset, by its name or its file; then ask whether this machine can measure it."""
-    found = partial(Finding, "configuration", Path(name).name or name)
+    found = partial(CheckResult, "configuration", Path(name).name or name)
     try:
         plan = plan_preset(load_preset(name))
     except UserError as error:
@@ -131,13 +131,9 @@ def _asv_needs(record: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _unknown(what: str, keys: Iterable[str], known: Collection[str]) -> list[str]:
     """Return a line for each key that is not known, with what was probably meant."""
-    lines = []
-    for key in keys:
-        try:
-            one_of(what, key, known)
-        except UserError as error:  # without the list of all that is allowed: asv has thirty keys
-            lines.append(str(error).partition("choose from")[0].strip().rstrip(":"))
-    return lines
+    wrong = [key for key in keys if key not in known]
+    meant = {key: nearest(key, known) for key in wrong}  # without all that is allowed: asv has thirty keys
+    return [f"unknown {what} {key!r}" + (f": did you mean {meant[key]!r}?" if meant[key] else "") for key in wrong]
 
 
 def _read(path: Path, form: str, loads: Callable[[str], Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from meprop_bench.doctor.finding import Finding
+from meprop_bench.doctor.check_result import CheckResult
 from meprop_bench.measure.allocator import ALLOCATORS, current, unavailable_reason
 from meprop_bench.measure.machine import too_busy, warnings
 
@@ -25,10 +25,10 @@ _SLOWS = ("CUDA_LAUNCH_BLOCKING", "NUMBA_DISABLE_JIT")
 
 _Facts = Mapping[str, Any]
 
-_found = partial(Finding, "machine")
+_found = partial(CheckResult, "machine")
 
 
-def machine_state(environment: _Facts, state: _Facts) -> list[Finding]:
+def machine_state(environment: _Facts, state: _Facts) -> list[CheckResult]:
     """Judge the machine, by what `measure.environment.collect` and `measure.machine.state` give."""
     return [
         _cores(environment, state),
@@ -42,24 +42,24 @@ def machine_state(environment: _Facts, state: _Facts) -> list[Finding]:
     ]
 
 
-def clock(environment: _Facts) -> list[Finding]:
+def clock(environment: _Facts) -> list[CheckResult]:
     """Judge the clock: what it says of a function that does nothing, and the least difference it can show."""
     costs, source = environment["clock_overhead_s"], environment["clock_source"]
     resolution_s = time.get_clock_info("perf_counter").resolution
     if costs is None:
         reason = environment["unavailable"].get("clock_overhead_s", "it cannot be read")
-        call = Finding("clock", "empty call", "warning", reason)
+        call = CheckResult("clock", "empty call", "warning", reason)
     else:
         slow = costs["single"] > _SLOW_CLOCK_S
         text = f"{costs['call'] * 1e6:.3f} µs in a loop, {costs['single'] * 1e6:.3f} µs alone, in every value"
         advice = f"the clock source {source or 'of this system'} is slow: use tsc" if slow else ""
-        call = Finding("clock", "empty call", "warning" if slow else "ok", text, advice)
+        call = CheckResult("clock", "empty call", "warning" if slow else "ok", text, advice)
     coarse = resolution_s > _SLOW_CLOCK_S
     text = f"{resolution_s * 1e9:.3g} ns" + (f", clock source {source}" if source else "")
-    return [call, Finding("clock", "resolution", "warning" if coarse else "ok", text)]
+    return [call, CheckResult("clock", "resolution", "warning" if coarse else "ok", text)]
 
 
-def allocators() -> Finding:
+def allocators() -> CheckResult:
     """Say which allocator settings a measuring process can be given."""
     missing = {name: reason for name in ALLOCATORS if (reason := unavailable_reason(name))}
     there = ", ".join(name for name in ALLOCATORS if name not in missing)
@@ -67,7 +67,7 @@ def allocators() -> Finding:
     return _found("allocator", "note" if missing else "ok", f"{text}; this shell's own: {current()}")
 
 
-def _cores(environment: _Facts, state: _Facts) -> Finding:
+def _cores(environment: _Facts, state: _Facts) -> CheckResult:
     physical, logical = environment["cpu_physical_cores"] or "?", state["cpu_logical_cores"]
     usable, threads = state["cpu_usable_cores"], state["threads"]
     text = f"{environment['cpu_model'] or 'unknown CPU'}: {physical} physical, {logical} logical, {usable} usable"
@@ -78,7 +78,7 @@ def _cores(environment: _Facts, state: _Facts) -> Finding:
     return _found("cores", "note" if restricted else "ok", f"{text}; threads for a case: {threads}", advice)
 
 
-def _quota(state: _Facts) -> Finding:
+def _quota(state: _Facts) -> CheckResult:
     limit = state["cpu_limit"]
     if (heavy := too_busy(state).get("quota")) is not None:
         return _found("quota", "problem", heavy, "raise the quota, or measure with fewer --threads")
@@ -86,7 +86,7 @@ def _quota(state: _Facts) -> Finding:
     return _found("quota", "ok", text)
 
 
-def _taken(state: _Facts, check: str, field: str, start: str, verb: str) -> Finding:
+def _taken(state: _Facts, check: str, field: str, start: str, verb: str) -> CheckResult:
     taken, cores = state[field], state["cpu_usable_cores"]
     if taken is None:
         return _found(check, "note", state["unavailable"].get(field, "not counted"))
@@ -99,7 +99,7 @@ def _taken(state: _Facts, check: str, field: str, start: str, verb: str) -> Find
     return _found(check, "warning", text, said[1])
 
 
-def _frequency(environment: _Facts, state: _Facts) -> Finding:
+def _frequency(environment: _Facts, state: _Facts) -> CheckResult:
     governor, boost = state["cpu_governor"], environment["cpu_boost"]
     now, highest = state["cpu_frequency_mhz"], state["cpu_highest_frequency_mhz"]
     parts = [
@@ -114,7 +114,7 @@ def _frequency(environment: _Facts, state: _Facts) -> Finding:
     return _found("frequency", "note" if boost or governor is None else "ok", ", ".join(parts), advice)
 
 
-def _heat(state: _Facts) -> Finding:
+def _heat(state: _Facts) -> CheckResult:
     times = state["overheated"]
     if times is None:
         return _found("heat", "note", state["unavailable"].get("overheated", "not counted"))
@@ -122,7 +122,7 @@ def _heat(state: _Facts) -> Finding:
     return _found("heat", "note" if times else "ok", f"{slowed} since the system's start")
 
 
-def _swap(state: _Facts) -> Finding:
+def _swap(state: _Facts) -> CheckResult:
     used = state["swap_used_bytes"]
     text = state["unavailable"].get("swap_used_bytes", "not shown") if used is None else f"{used / 2**20:.0f} MiB used"
     if (said := warnings(state).get("swap")) is not None:
@@ -130,7 +130,7 @@ def _swap(state: _Facts) -> Finding:
     return _found("swap", "note" if used is None else "ok", text)
 
 
-def _variables(environment: _Facts) -> Finding:
+def _variables(environment: _Facts) -> CheckResult:
     """Judge the variables that change speed; a measuring process is given its own numbers of threads."""
     found: Mapping[str, str] = environment["variables"]
     if not found:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 
-from meprop_bench.doctor.finding import Finding, State
+from meprop_bench.doctor.check_result import CheckResult, State
 from meprop_bench.measure.paired import Measurement
 from meprop_bench.measure.pool import Pool
 from meprop_bench.measure.worker import WorkerDied, WorkerError, WorkerFailed
@@ -73,7 +73,7 @@ def reason(error: WorkerError) -> str:
     return str(error) if isinstance(error, WorkerDied) else f"could not {error.request}: {error}"
 
 
-def judge(found: Measurement) -> list[Finding]:
+def judge(found: Measurement) -> list[CheckResult]:
     """Say what the interval of identical code means for real cases."""
     half, target, within = found.speedup.half_width, Plan.target, f"{Plan.budget:g} s and {Plan.processes} processes"
     text = (
@@ -86,14 +86,14 @@ def judge(found: Measurement) -> list[Finding]:
     elif half <= target * math.sqrt(_GAIN):
         graded = "warning", "may need more than", "close other programs, or measure with a larger --budget"
     state, reach, advice = graded
-    first = Finding("noise", "A/A", state, f"{text}: ±{target:.0%} {reach} {within}", advice)
+    first = CheckResult("noise", "A/A", state, f"{text}: ±{target:.0%} {reach} {within}", advice)
     return [first, _disturbances(found)]
 
 
-def _disturbances(found: Measurement) -> Finding:
+def _disturbances(found: Measurement) -> CheckResult:
     marks = found.disturbed_values
     if marks is None:
-        return Finding("noise", "disturbed", "note", "this kernel does not tell for how long a thread waited")
+        return CheckResult("noise", "disturbed", "note", "this kernel does not tell for how long a thread waited")
     share = sum(marks) / len(marks)
     text = f"{sum(marks)} of {len(marks)} pairs waited for a core for more than 5% of their time"
-    return Finding("noise", "disturbed", "warning" if share > 0.5 else "ok", text)
+    return CheckResult("noise", "disturbed", "warning" if share > 0.5 else "ok", text)

@@ -22,7 +22,7 @@ from typing import Any
 from meprop_bench.cache import places, user_cache, writable
 from meprop_bench.data.content import condition
 from meprop_bench.data.sources import SOURCES, data_folder
-from meprop_bench.doctor.finding import Finding, State
+from meprop_bench.doctor.check_result import CheckResult, State
 from meprop_bench.errors import UserError
 from meprop_bench.measure.host import Rapl
 from meprop_bench.measure.nvml import Nvml
@@ -41,7 +41,7 @@ _OPTIONAL = {
 }
 """What is optional, by what it is for -> the distributions."""
 
-_found = partial(Finding, "software")
+_found = partial(CheckResult, "software")
 
 _ANSWER_S = 10.0
 """Seconds for a compiler to say which one it is."""
@@ -49,7 +49,7 @@ _ANSWER_S = 10.0
 _COMPILE = "run `python -m meprop_bench.ops.kernels.native` once (about half a minute)"
 
 
-def software(environment: Mapping[str, Any]) -> list[Finding]:
+def software(environment: Mapping[str, Any]) -> list[CheckResult]:
     """Say which torch this is, by `measure.environment.collect`, and which optional parts are here."""
     if environment["torch"] is None:
         reason = environment["unavailable"].get("torch", "it cannot be imported")
@@ -61,7 +61,7 @@ def software(environment: Mapping[str, Any]) -> list[Finding]:
     return found + [_optional(check, names) for check, names in _OPTIONAL.items()]
 
 
-def node() -> list[Finding]:
+def node() -> list[CheckResult]:
     """Say whether layers use autograd's node in C++, or why not, and which compiler could build it."""
     try:
         from meprop_bench.ops.node import unavailable_reason
@@ -77,7 +77,7 @@ def node() -> list[Finding]:
     return [found, _compiler(compiler_command())]
 
 
-def _compiler(command: Sequence[str]) -> Finding:
+def _compiler(command: Sequence[str]) -> CheckResult:
     if not command:
         return _found("compiler", "note", "no C++ compiler: it is needed for the C++ node, and only once")
     name = " ".join(command)
@@ -95,7 +95,7 @@ def compiled() -> frozenset[str]:
     return frozenset(str(file) for folder in places() for file in folder.glob("numba-*/**/*.nb?"))
 
 
-def kernels(before: frozenset[str], after: frozenset[str], *, loaded: bool) -> Finding | None:
+def kernels(before: frozenset[str], after: frozenset[str], *, loaded: bool) -> CheckResult | None:
     """Judge the compiled kernels and their cache; None without Numba, which compiles them.
 
     `before` and `after` a measuring process was started, which `loaded` all kernels, or not.
@@ -133,7 +133,7 @@ def _cache(before: frozenset[str], after: frozenset[str], loaded: bool) -> tuple
     return "ok", tried, ""
 
 
-def devices() -> list[Finding]:
+def devices() -> list[CheckResult]:
     """Say which devices and meters there are, and why the others are not."""
     cuda = _cuda()
     there = cuda.state == "ok"
@@ -150,8 +150,8 @@ def devices() -> list[Finding]:
     ]
 
 
-def _cuda() -> Finding:
-    found = partial(Finding, "devices", "CUDA")
+def _cuda() -> CheckResult:
+    found = partial(CheckResult, "devices", "CUDA")
     try:
         import torch
     except ImportError:
@@ -165,13 +165,13 @@ def _cuda() -> Finding:
     return found("ok", f"CUDA {release}: {', '.join(names)}")
 
 
-def _meter(check: str, found: SampleSummary, field: str, what: str) -> Finding:
+def _meter(check: str, found: SampleSummary, field: str, what: str) -> CheckResult:
     if field in found.values:
-        return Finding("devices", check, "ok", what)
-    return Finding("devices", check, "note", f"absent: {found.unavailable.get(field, 'not read')}")
+        return CheckResult("devices", check, "ok", what)
+    return CheckResult("devices", check, "note", f"absent: {found.unavailable.get(field, 'not read')}")
 
 
-def data_sets(*, thorough: bool) -> list[Finding]:
+def data_sets(*, thorough: bool) -> list[CheckResult]:
     """Look at every data set; `thorough` hashes every file (half a second for MNIST), else sizes are compared.
 
     One that is not here is a note: the digits of scikit-learn stand in for it. One that is damaged is a problem, since
@@ -180,7 +180,7 @@ def data_sets(*, thorough: bool) -> list[Finding]:
     try:
         folder = data_folder()
     except UserError as error:
-        return [Finding("data", "folder", "problem", str(error))]
+        return [CheckResult("data", "folder", "problem", str(error))]
     findings = []
     for source in SOURCES.values():
         state, lines = condition(folder, source, thorough=thorough)
@@ -192,11 +192,11 @@ def data_sets(*, thorough: bool) -> list[Finding]:
             "missing": ("note", f"not here ({folder})"),
         }
         advice = "" if state == "present" else f"meprop-bench data fetch {source.name}"
-        findings.append(Finding("data", source.name, *graded[state], advice))
+        findings.append(CheckResult("data", source.name, *graded[state], advice))
     return findings
 
 
-def _optional(check: str, names: Sequence[str]) -> Finding:
+def _optional(check: str, names: Sequence[str]) -> CheckResult:
     releases = {name: installed(name) for name in names}
     text = ", ".join(f"{name} {release or 'not installed'}" for name, release in releases.items())
     if not (missing := [name for name, release in releases.items() if release is None]):

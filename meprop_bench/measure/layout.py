@@ -6,7 +6,7 @@ EPYC), each its life long, so that of 32 pairs of processes with identical code 
 neither the core, nor the seed of hashes, nor the stack, but where the interpreter's library lay.
 
 The remedy. Of a pair neither is randomised, and both are shifted by the same drawn amounts: the libraries by pages, as
-the kernel places them below the room that it leaves for the stack, and the stack by bytes, as the environment lies
+the kernel places them below the space that it leaves for the stack, and the stack by bytes, as the environment lies
 above it. Common random numbers: what addresses do to both cancels, and the next pair lies elsewhere, so that no verdict
 is about one layout. Of 40 such pairs of that function none differed by more than 4%, in whichever of its two times.
 
@@ -27,7 +27,7 @@ PADDING = "MEPROP_BENCH_LAYOUT"
 """The variable that shifts the stack by its length."""
 
 _LEAST_STACK = 128 << 20
-"""Bytes of room for the stack below which the kernel does not place libraries any nearer."""
+"""Bytes for the stack below which the kernel does not place libraries any nearer."""
 _PAGE, _PAGES, _BYTES = 4096, 4096, 4096
 
 _LAUNCH = """\
@@ -52,8 +52,8 @@ def alike(argv: Sequence[str], draw: int) -> tuple[list[str], dict[str, str]]:
     if sys.platform != "linux":
         return list(argv), {}
     shift, rest = divmod(draw, _BYTES)
-    room = _LEAST_STACK + (1 + shift % _PAGES) * _PAGE
-    return [sys.executable, "-I", "-S", "-c", _LAUNCH, str(room), *argv], {PADDING: "x" * rest}
+    stack = _LEAST_STACK + (1 + shift % _PAGES) * _PAGE
+    return [sys.executable, "-I", "-S", "-c", _LAUNCH, str(stack), *argv], {PADDING: "x" * rest}
 
 
 _ASK = """\
@@ -70,13 +70,13 @@ def unavailable_reason() -> str | None:
     if sys.platform != "linux":
         return "only Linux lets a process choose its addresses"
     argv, variables = alike([sys.executable, "-I", "-S", "-c", _ASK], 0)
-    room = argv[argv.index(_LAUNCH) + 1]
+    stack = argv[argv.index(_LAUNCH) + 1]
     asked = subprocess.run(argv, env=os.environ | variables, capture_output=True, text=True, check=False)
     match asked.stdout.split():
         case ["0", _]:
             return "the system does not let a process choose its personality, as some containers do not"
-        case [_, limit] if limit == room:
+        case [_, limit] if limit == stack:
             return None
         case [_, _]:
-            return f"a stack of {int(room) >> 20} MiB is beyond the limit"
+            return f"a stack of {int(stack) >> 20} MiB is beyond the limit"
     return "a process that was started for it does not answer"

@@ -109,11 +109,11 @@ def _locks(name: str, folder: Path | None) -> list[_Lock]:
             raise UserError(
                 f"{FOLDER} names {given}, where no lock can be made: name a folder that this user can write"
             )
-        return [_File(file)]
+        return [_LockedFile(file)]
     if folder is not None:
-        return [] if (file := _open(folder / f"{stem}.lock")) is None else [_File(file)]
+        return [] if (file := _open(folder / f"{stem}.lock")) is None else [_LockedFile(file)]
     common = Path("/tmp") if os.path.isdir("/tmp") else Path(tempfile.gettempdir())
-    files = [_File(file) for file in [_open(common / f"{stem}.lock")] if file is not None]
+    files = [_LockedFile(file) for file in [_open(common / f"{stem}.lock")] if file is not None]
     return [*([_Name(stem)] if sys.platform == "linux" else []), *files]
 
 
@@ -215,7 +215,7 @@ def _regular(file: int) -> int | None:
     return None
 
 
-class _File:
+class _LockedFile:
     """A file that is locked by flock."""
 
     def __init__(self, file: int) -> None:

@@ -69,18 +69,10 @@ def peaks_of(fn: Callable[[], object], device: str, before: Callable[[], object]
     prepare()
     if device != "cpu":
         return MemoryPeaks(*_cuda_peaks(fn, _checked(device)))
-    tensors = _cpu_peak(fn)
+    tensors = peak_tensor_bytes(fn)
     prepare()
     process = peak_process_bytes(fn)
     return MemoryPeaks(tensors, None, process.peak_bytes, process.growth_bytes, process.exact)
-
-
-def peak_tensor_bytes(fn: Callable[[], object], device: str) -> int:
-    """Call `fn` once and return the peak of bytes newly allocated for tensors of a device, "cpu" or "cuda:N".
-
-    Call it once before if it fills caches at first. What it returns is alive at the end, and counted.
-    """
-    return _cpu_peak(fn) if device == "cpu" else _cuda_peaks(fn, _checked(device))[0]
 
 
 def peak_process_bytes(fn: Callable[[], object], proc: Path = _PROC) -> ProcessPeak:
@@ -120,7 +112,11 @@ def _checked(device: str) -> str:
     raise ValueError(f"no memory counter for the device {device!r}: cpu, cuda or cuda:N")
 
 
-def _cpu_peak(fn: Callable[[], object]) -> int:
+def peak_tensor_bytes(fn: Callable[[], object]) -> int:
+    """Call `fn` once and return the peak of bytes newly allocated for tensors of the CPU.
+
+    Call it once before if it fills caches at first. What it returns is alive at the end, and counted.
+    """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it reports each start and stop on standard error
     from torch.autograd.profiler import profile
 
@@ -177,11 +173,11 @@ def _sampled_peak(fn: Callable[[], object]) -> ProcessPeak:
     seen = [before]
     ended = threading.Event()
 
-    def look() -> None:
+    def sample() -> None:
         while not ended.wait(_SAMPLE_S):
             seen.append(int(process.memory_info().rss))
 
-    thread = threading.Thread(target=look, daemon=True, name="memory")
+    thread = threading.Thread(target=sample, daemon=True, name="memory")
     thread.start()
     try:
         alive = fn()

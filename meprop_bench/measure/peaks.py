@@ -233,7 +233,7 @@ def _arithmetic(device: str, dtype: Any, clock: Clock, seconds: float) -> float:
 def _bandwidth(
     device: str, sets: tuple[int, ...], threads: int, clock: Clock, seconds: float
 ) -> tuple[tuple[int, float], ...]:
-    """Return (working set, bytes a second) for each set that memory has room for."""
+    """Return (working set, bytes a second) for each set that fits into memory."""
     import torch
 
     buffer = _largest(device, sets)
@@ -255,7 +255,7 @@ def _bandwidth(
 
 
 def _largest(device: str, sets: tuple[int, ...]) -> Any:
-    """Return float32 ones that fill the largest set for which there is room."""
+    """Return float32 ones that fill the largest set that fits into memory."""
     import torch
 
     for nbytes in sorted(sets, reverse=True)[:-1]:

@@ -154,11 +154,6 @@ class Worker:
         """The child's process id, which is also its group's."""
         return self._process.pid
 
-    @property
-    def alive(self) -> bool:
-        """Whether the child can answer."""
-        return self._dead is None and not _exited(self._process)
-
     def request(self, message: Mapping[str, Any], timeout: float) -> Message:
         """Send one request, anything JSON, and return its answer: the handler's, or the error that `serve` makes of it.
 

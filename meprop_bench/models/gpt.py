@@ -34,7 +34,7 @@ __all__ = ["GPT"]
 _SPREAD = 0.02
 
 
-class Attention(nn.Module):
+class SelfAttention(nn.Module):
     """Causal self-attention of several heads, each of width / heads entries."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
@@ -54,13 +54,13 @@ class Attention(nn.Module):
         return found
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """Attention and perceptron, each added to what it was given."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention = Attention(width, heads, dropout)
+        self.attention = SelfAttention(width, heads, dropout)
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
         self.dropout = nn.Dropout(dropout)
 
@@ -97,7 +97,7 @@ class GPT(nn.Module):
         with torch.device("meta"):
             self.embedding, self.position = nn.Embedding(vocabulary, width), nn.Embedding(length, width)
             self.dropout = nn.Dropout(dropout)
-            blocks = [Block(width, heads, dropout) for _ in range(layers)]
+            blocks = [TransformerBlock(width, heads, dropout) for _ in range(layers)]
             self.blocks = nn.Sequential(*blocks)
             self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary)
         ends = {id(layer) for block in blocks for layer in (block.attention.out, block.down)}

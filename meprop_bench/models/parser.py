@@ -8,7 +8,8 @@
 with two layers in total, except that the hidden size is set to 500 and we do not use dropout" (TKDE, section 3); one
 table adds it, and does not say of what: here of h, as Chen and Manning do.
 The cube is Chen and Manning's (2014, section 2.2), and so are the features; the papers name no other, so there is a
-choice of what stands in the cube's place. `States.look` gives the places, this module the numbers of what stands there.
+choice of what stands in the cube's place. `States.positions` gives the places, this module the numbers of what stands
+there.
 
 Parsing is greedy: of the legal transitions the one with the greatest logit, for all sentences side by side.
 
@@ -40,7 +41,7 @@ def features(words: Ints, tags: Ints, rows: Ints, places: Ints, below: Ints, siz
     Args:
         words, tags: numbers of the sentences' words and their tags, `(N, 1 + longest)`, the root's first.
         rows: which sentences.
-        places, below: from `States.look`.
+        places, below: from `States.positions`.
         sizes: how many words, tags and labels there are; these numbers stand for "none".
 
     """
@@ -108,7 +109,7 @@ class Parser(nn.Module):
         states = States(lengths, self.sizes[2])
         device = self.output.weight.device
         while len(rows := states.live):
-            seen = torch.from_numpy(features(words, tags, rows, *states.look(rows), self.sizes)).long()
+            seen = torch.from_numpy(features(words, tags, rows, *states.positions(rows), self.sizes)).long()
             logits = self(seen.to(device)).float().cpu().numpy()
             legal = np.where(states.legal(rows), logits, -np.inf)
             states.take(rows, legal.argmax(axis=1).astype(np.int32))

@@ -108,7 +108,7 @@ class States:
         self._children[side + 1, rows, heads] = self._children[side, rows, heads]
         self._children[side, rows, heads] = words
 
-    def look(self, rows: Ints) -> tuple[Ints, Ints]:
+    def positions(self, rows: Ints) -> tuple[Ints, Ints]:
         """Return the words that the features look at, `(len(rows), 18)`, and the labels of the last 12, `(…, 12)`.
 
         NONE stands where there is no word.
@@ -146,7 +146,7 @@ def derivations(lengths: Ints, heads: Ints, labels: Ints, count: int) -> Iterato
         stuck = ~states.legal(rows)[np.arange(len(rows)), moves]
         if stuck.any():
             raise ValueError(f"sentence {rows[stuck][0]} (counted from 0) is not projective")
-        yield rows, *states.look(rows), moves
+        yield rows, *states.positions(rows), moves
         made = moves != SHIFT
         done = np.where(moves <= count, states.top(rows, 2), states.top(rows, 1))[made]
         pending[rows[made], heads[rows[made], done]] -= 1

@@ -24,7 +24,7 @@ torch.fx.wrap("conv1d")  # one node, where a layer itself is what torch.fx trace
 torch.fx.wrap("conv2d")
 
 
-class _Conv(ChangingK, nn.modules.conv._ConvNd):
+class _MePropConv(ChangingK, nn.modules.conv._ConvNd):
     """What the two have in common."""
 
     def __init__(
@@ -81,11 +81,11 @@ class _Conv(ChangingK, nn.modules.conv._ConvNd):
         )  # fmt: skip
 
 
-class MePropConv1d(_Conv, nn.Conv1d):
+class MePropConv1d(_MePropConv, nn.Conv1d):
     """Convolution of one dimension trained by sparsified back propagation: arguments as for `MePropConv2d`."""
 
 
-class MePropConv2d(_Conv, nn.Conv2d):
+class MePropConv2d(_MePropConv, nn.Conv2d):
     """Convolution of two dimensions trained by sparsified back propagation.
 
     Args:

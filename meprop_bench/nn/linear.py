@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from meprop_bench.nn.sparsified import ChangingK
 from meprop_bench.ops import kernels
-from meprop_bench.ops.chosen import Choice
+from meprop_bench.ops.chosen import Selector
 from meprop_bench.ops.linear import linear
 from meprop_bench.ops.selection import check_selection, resolve_k
 
@@ -63,7 +63,7 @@ class MePropLinear(ChangingK, nn.Linear):
 
     _n = 0
     """Outputs for which k was made a count."""
-    choose: Choice | None = None
+    choose: Selector | None = None
     """What makes a unified selection in place of this layer: several processes, see `meprop_bench.distributed`."""
 
     @classmethod

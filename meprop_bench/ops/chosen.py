@@ -25,12 +25,12 @@ from meprop_bench.ops.plain import memory, undisturbed, unwatched
 from meprop_bench.ops.saved import fit, pinned
 from meprop_bench.ops.selection import column_statistics
 
-__all__ = ["Choice", "linear"]
+__all__ = ["Selector", "linear"]
 
 _NATIVE = "meprop_bench.ops.kernels.native"
 
 
-class Choice(Protocol):
+class Selector(Protocol):
     """What chooses the neurons of one layer."""
 
     def ran(self) -> None:
@@ -41,7 +41,7 @@ class Choice(Protocol):
         ...
 
 
-def linear(x: Tensor, w: Tensor, b: Tensor | None, k: int, sparse: bool, kernel: str, choose: Choice) -> Tensor:
+def linear(x: Tensor, w: Tensor, b: Tensor | None, k: int, sparse: bool, kernel: str, choose: Selector) -> Tensor:
     """Apply a layer; arguments as for `ops.linear`, k < n, of plain memory.
 
     Raises:

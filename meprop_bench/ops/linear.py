@@ -56,7 +56,7 @@ def linear(
     selection: str = "example",
     sparse: bool = False,
     kernel: str = "auto",
-    choose: chosen.Choice | None = None,
+    choose: chosen.Selector | None = None,
 ) -> Tensor:
     """Apply `F.linear(x, w, b)`, with a backward pass through k of the n outputs.
 
@@ -105,7 +105,7 @@ def linear(
 
 
 def _chosen(
-    x: Tensor, w: Tensor, b: Tensor | None, k: float, sparse: bool, kernel: str, choose: chosen.Choice
+    x: Tensor, w: Tensor, b: Tensor | None, k: float, sparse: bool, kernel: str, choose: chosen.Selector
 ) -> Tensor:
     """Apply the layer with a selection that is made elsewhere."""
     if torch.compiler.is_compiling() and not is_tracing():

@@ -30,7 +30,7 @@ from meprop_bench.ops.kernels import Gradients, Kernel, Request, check_supported
 from meprop_bench.ops.kernels.auto import Auto
 from meprop_bench.ops.selection import check_selection, resolve_k
 
-__all__ = ["ACTIVATIONS", "Activation", "Layer", "Pass", "gradients", "layer_of", "run"]
+__all__ = ["ACTIVATIONS", "Activation", "Pass", "PerceptronLayer", "gradients", "layer_of", "run"]
 
 _aten = torch.ops.aten
 _nll_forward, _nll_backward = _aten.nll_loss_forward.default, _aten.nll_loss_backward.default
@@ -70,7 +70,7 @@ ACTIVATIONS = {
 }
 
 
-class Layer(NamedTuple):
+class PerceptronLayer(NamedTuple):
     """A linear layer, and what stands behind it; tensors that need no gradient themselves."""
 
     w: Tensor  # (n, m)
@@ -89,7 +89,7 @@ def layer_of(
     needs: tuple[bool, bool, bool],
     batch: int,
     method: tuple[float, str, bool, str] | None,
-) -> Layer:
+) -> PerceptronLayer:
     """Return a layer for a batch of so many examples: as its parameters w and b are now, whatever becomes of them.
 
     `method` is k, selection, rows and the kernel's name, or None for a dense layer. ValueError as `ops.linear` has it.
@@ -113,7 +113,7 @@ def layer_of(
         values = values.contiguous()
     if bias is not None and not bias.is_contiguous():
         bias = bias.contiguous()
-    return Layer(values, bias, activation, needs, request, kernel, record)
+    return PerceptronLayer(values, bias, activation, needs, request, kernel, record)
 
 
 @lru_cache(maxsize=1024)
@@ -133,7 +133,7 @@ def _chosen(name: str, b: int, n: int, m: int, dtype: torch.dtype, device: str, 
 class Pass(NamedTuple):
     """A forward pass, and all that its gradients need."""
 
-    layers: Sequence[Layer]
+    layers: Sequence[PerceptronLayer]
     inputs: list[Tensor]  # of each layer (B, m)
     kept: list[Tensor | None]  # what each layer's activation is derived from (B, n)
     loss: Tensor  # ()
@@ -141,7 +141,7 @@ class Pass(NamedTuple):
     dense: Any  # the module of the compiled products, or None
 
 
-def run(x: Tensor, y: Tensor, layers: Sequence[Layer]) -> Pass:
+def run(x: Tensor, y: Tensor, layers: Sequence[PerceptronLayer]) -> Pass:
     """Compute the loss of x `(B, m)` and labels y, int64 `(B,)`; IndexError for a label that is no class.
 
     Tensors are plain memory (`ops.plain`), of one dtype and device, and y is contiguous.
@@ -201,7 +201,7 @@ def _loss_gradient(loss: Tensor, log_p: Tensor, y: Tensor, counted: Tensor) -> T
     return found
 
 
-def _compiled(x: Tensor, layers: Sequence[Layer]) -> tuple[Any, Any]:
+def _compiled(x: Tensor, layers: Sequence[PerceptronLayer]) -> tuple[Any, Any]:
     """Return the modules of compiled products and cross entropy, or None for both where they cannot be used."""
     if (
         x.dtype != torch.float32

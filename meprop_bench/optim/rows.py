@@ -22,7 +22,7 @@ from itertools import groupby
 from typing import Any, ClassVar, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import increment_version
 from torch.compiler import is_compiling
 from torch.optim import Optimizer
@@ -266,7 +266,6 @@ class RowOptimizer(Optimizer):
         increment_version([p for _, p, _ in moves])  # torch's fused steps do not
 
 
-_PLAIN = (nn.Parameter, Tensor)
 _FLOAT = torch.float32
 
 

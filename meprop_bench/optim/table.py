@@ -27,8 +27,8 @@ gradient's numbers and of its rows (0: all), and how many numbers it has; the pa
 _NATIVE = "meprop_bench.ops.kernels.native.update"
 _PLAIN = (nn.Parameter, Tensor)
 _FLOAT = torch.float32
-_look = cache(node.gradients)
-"""What looks for ordinary gradients in C++, for all parameters at once: from Python, each takes 2 to 5 microseconds."""
+_find_gradients = cache(node.gradients)
+"""Finds ordinary gradients in C++, for all parameters at once: from Python, each takes 2 to 5 microseconds."""
 
 
 class Table:
@@ -59,9 +59,9 @@ class Table:
         first = parameters[0]
         found: list[Any] = [False] * len(parameters)
         if first.dtype is _FLOAT and first.is_cpu and type(parameters) is list and self.usable():
-            look = _look()
-            if look is not None:
-                found = look(parameters, rows)
+            find = _find_gradients()
+            if find is not None:
+                found = find(parameters, rows)
         return [self._place(p, rows=rows) if each is False else each for p, each in zip(parameters, found, strict=True)]
 
     def _place(self, p: Tensor, *, rows: bool) -> Place | Tensor | None:

@@ -30,14 +30,14 @@ from meprop_bench.tasks.recipe import Recipe
 if TYPE_CHECKING:
     from meprop_bench.tasks.run import Progress
 
-__all__ = ["Arm", "train_arm"]
+__all__ = ["PaperArm", "train_arm"]
 
 _STAGE = 5
 """Epochs of half a stage of meSimp (TKDE, section 3.1)."""
 
 
 @dataclass(frozen=True)
-class Arm:
+class PaperArm:
     """One configuration to train: the setting of a row, with what the scale changed.
 
     `data` are "mnist", "digits", …; `examples` how many of the training examples, None for all; `watched` says whether
@@ -67,7 +67,7 @@ class Arm:
         return {**found, "setting": {name: value for name, value in found["setting"].items() if value is not None}}
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> Arm:
+    def from_json(cls, record: Mapping[str, Any]) -> PaperArm:
         """Build from a JSON object."""
         return cls(**{**record, "setting": PublishedSetting(**record["setting"])})
 
@@ -108,7 +108,7 @@ class Arm:
 
 
 def train_arm(
-    arm: Arm,
+    arm: PaperArm,
     seed: int,
     *,
     device: str = "cpu",

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from meprop_bench.paper.arm import Arm
+from meprop_bench.paper.arm import PaperArm
 from meprop_bench.paper.experiment import Experiment
 from meprop_bench.paper.published import COLUMNS, PublishedPart, PublishedRow
 from meprop_bench.paper.records import Decoding, TrainedArm
@@ -15,7 +15,7 @@ from meprop_bench.results.schema import Row
 from meprop_bench.stats import CANNOT_TELL, too_wide
 from meprop_bench.workloads.case import Case
 
-__all__ = ["Line", "Place", "TableEvidence", "figure", "lines", "mixed_data"]
+__all__ = ["ComparedFigure", "Place", "TableEvidence", "figure", "lines", "mixed_data"]
 
 _DECODING = ("decode_before_s", "decode_after_s", "products_before", "products_after")
 
@@ -38,7 +38,7 @@ class TableEvidence:
             for row in part.rows:
                 yield Place(self, part, row)
 
-    def whole(self, arm: Arm) -> Sequence[TrainedArm]:
+    def whole(self, arm: PaperArm) -> Sequence[TrainedArm]:
         """Return what was trained of an arm to its end: what was cut off is no training."""
         return [
             one
@@ -67,7 +67,7 @@ class Place:
     row: PublishedRow
 
     @property
-    def arm(self) -> Arm | None:
+    def arm(self) -> PaperArm | None:
         """What is trained for it."""
         return self.evidence.experiment.arms.get((self.part.name, self.row.name))
 
@@ -155,12 +155,12 @@ def mixed_data(places: Iterable[Place]) -> bool:
     return len({one.data_published is False for place in places for one in place.seeds}) > 1
 
 
-def _arms(places: Iterable[Place]) -> Sequence[Arm]:
+def _arms(places: Iterable[Place]) -> Sequence[PaperArm]:
     return list({place.arm.arm_id: place.arm for place in places if place.arm is not None}.values())
 
 
 @dataclass(frozen=True)
-class Line:
+class ComparedFigure:
     """One figure side by side: the paper's, and ours over seeds (or the median of a time), with what is doubtful."""
 
     part: str
@@ -175,7 +175,7 @@ class Line:
     doubt: str = ""
 
 
-def lines(evidence: TableEvidence) -> Iterator[Line]:
+def lines(evidence: TableEvidence) -> Iterator[ComparedFigure]:
     """Yield every figure of the table, and the accuracies of rows that print none, with ours where there is one."""
     for place in evidence.places:
         columns = list(place.row.figures)
@@ -186,9 +186,9 @@ def lines(evidence: TableEvidence) -> Iterator[Line]:
         yield from (_line(place, column) for column in columns if COLUMNS[column].source != "printed")
 
 
-def _line(place: Place, column: str) -> Line:
+def _line(place: Place, column: str) -> ComparedFigure:
     about = COLUMNS[column]
-    bare = Line(place.part.name, place.row.name, column, about.unit, place.row.figures.get(column))
+    bare = ComparedFigure(place.part.name, place.row.name, column, about.unit, place.row.figures.get(column))
     if about.source == "training" and (found := place.values(column)):
         spread = statistics.stdev(found) if len(found) > 1 else None
         best = max(found) if bare.unit in ("%", "BLEU") else None
@@ -201,7 +201,7 @@ def _line(place: Place, column: str) -> Line:
     return _timed_line(bare, place) if about.source == "timing" else bare
 
 
-def _timed_line(bare: Line, place: Place) -> Line:
+def _timed_line(bare: ComparedFigure, place: Place) -> ComparedFigure:
     """Put our median beside the printed time, in its unit: of one iteration of ours, which the paper's is not."""
     row, is_baseline = place.row, place.row.against is None
     measured = next((r for r in place.part.rows if r.against == row.name), row) if is_baseline else row

@@ -19,14 +19,14 @@ from msgspec import Meta
 
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.optimizers import OPTIMIZERS
-from meprop_bench.paper.arm import Arm
+from meprop_bench.paper.arm import PaperArm
 from meprop_bench.paper.published import COLUMNS, PublishedPart, PublishedRow, PublishedSetting, PublishedTable, table
 from meprop_bench.paper.subjects import Scale, Subject, reading_of, scale_of, subject
 from meprop_bench.results.incoming import Count, Name, Number, Ratio, checked, refused
 from meprop_bench.sweep.plan import plan_axes
 from meprop_bench.workloads.case import Case
 
-__all__ = ["Arm", "Experiment", "check_runnable", "experiment", "experiment_of", "reasons"]
+__all__ = ["Experiment", "PaperArm", "check_runnable", "experiment", "experiment_of", "reasons"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Experiment:
     table: PublishedTable
     scale: str
     seeds: tuple[int, ...]  # of each arm
-    arms: Mapping[tuple[str, str], Arm]  # (part, row) -> what is trained for it
+    arms: Mapping[tuple[str, str], PaperArm]  # (part, row) -> what is trained for it
     cases: Mapping[tuple[str, str], Case]  # (part, row) -> what is timed for it
     counted: tuple[str, ...]  # parts whose data are counted
     skipped: tuple[tuple[str, str], ...]  # (part, reason): what is not run of it
@@ -52,7 +52,7 @@ class Experiment:
         return bool(self.arms or self.cases or self.counted)
 
     @property
-    def distinct_arms(self) -> tuple[Arm, ...]:
+    def distinct_arms(self) -> tuple[PaperArm, ...]:
         """The arms, each once, in order."""
         return tuple({arm.arm_id: arm for arm in self.arms.values()}.values())
 
@@ -111,13 +111,13 @@ class _Timed:
 
 
 @dataclass
-class _Plan:
+class _StoredPlan:
     """What a results folder says of a table that was run."""
 
     table: str
     scale: str
     seeds: Annotated[tuple[Number, ...], Meta(min_length=1, max_length=10_000)]
-    arms: tuple[Arm, ...]
+    arms: tuple[PaperArm, ...]
     cases: tuple[_Timed, ...]
     counted: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
@@ -129,14 +129,14 @@ def experiment_of(plan: Mapping[str, Any]) -> Experiment:
     What this version would train or time otherwise counts as not run; `UserError` if the plan is none of a table.
     """
     try:
-        checked(plan, _Plan)
+        checked(plan, _StoredPlan)
     except ValueError as error:
         raise refused("the plan in environment.json is of no table", error, "restore it or run again") from None
     machine = {name: plan["cases"][0][name] for name in ("device", "threads", "allocator")} if plan["cases"] else {}
     timed = [Case.from_json(record) for record in plan["cases"]]
     draft = _Draft(table(plan["table"]), plan["scale"], machine, left_out=dict(plan["skipped"]), timed=timed)
     found = _drafted(draft, len(plan["seeds"]))
-    arms = {Arm.from_json(record).arm_id for record in plan["arms"]}
+    arms = {PaperArm.from_json(record).arm_id for record in plan["arms"]}
     cases = {case.case_id for case in timed}
     return replace(
         found,
@@ -181,7 +181,7 @@ class _Draft:
     machine: Mapping[str, Any]
     left_out: Mapping[str, str] | None = None
     timed: Sequence[Case] | None = None
-    arms: dict[tuple[str, str], Arm] = field(default_factory=dict)
+    arms: dict[tuple[str, str], PaperArm] = field(default_factory=dict)
     cases: dict[tuple[str, str], Case] = field(default_factory=dict)
     counted: list[str] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
@@ -241,7 +241,7 @@ class _Draft:
             if row.setting.method is None:
                 continue
             task, setting = about.task_name(self.scale), self._shrunk(part, row, scale, epochs)
-            arm = Arm(task, data, setting, epochs, scale.examples, watched)
+            arm = PaperArm(task, data, setting, epochs, scale.examples, watched)
             self.arms[part.name, row.name] = arm
             self.arm_s[arm.arm_id] = epochs * scale.epoch_s
         self._differs(part, f"{epochs} epochs, {data}; the paper does not say how many epochs were run")

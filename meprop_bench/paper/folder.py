@@ -29,7 +29,7 @@ from pathlib import Path
 from meprop_bench.errors import UserError
 from meprop_bench.paper import PLAN_KEYS
 from meprop_bench.paper.claims import PaperClaim, judge, overall
-from meprop_bench.paper.evidence import Line, Place, TableEvidence, lines
+from meprop_bench.paper.evidence import ComparedFigure, Place, TableEvidence, lines
 from meprop_bench.paper.experiment import Experiment, experiment_of, reasons
 from meprop_bench.paper.published import COLUMNS, PublishedPart, published
 from meprop_bench.paper.records import Decodings, TrainedArm, Trainings, counts_in
@@ -177,7 +177,7 @@ def _side_by_side(evidence: TableEvidence) -> list[Section]:
     return sections
 
 
-def _cells(line: Line) -> list[Cell]:
+def _cells(line: ComparedFigure) -> list[Cell]:
     spread = "" if line.deviation is None else f" ± {line.deviation:.2f}"
     return [
         Cell(line.row),

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from meprop_bench.paper.arm import Arm
+from meprop_bench.paper.arm import PaperArm
 from meprop_bench.paper.experiment import Experiment, experiment_of
 from meprop_bench.paper.records import (
     COUNTS,
@@ -65,7 +65,7 @@ class TableShards:
         uncounted = {name for name in self._experiment.counted if subject(tasks[name]).source is None}
         return frozenset(found | {key_of_count(name) for name in uncounted})
 
-    def _is_decoded(self, arm: Arm) -> bool:
+    def _is_decoded(self, arm: PaperArm) -> bool:
         """Whether the decoding of an arm is timed, where there is any."""
         if arm.setting.method != "mesimp" or arm.arm_id in self._decoded:
             return True
@@ -91,7 +91,7 @@ class TableShards:
             replace_file(folder / COUNTS, json.dumps(ordered, indent=2) + "\n")
 
     @staticmethod
-    def _check(own: frozenset[str], arm: Arm | None, seed: int, folder: str) -> None:
+    def _check(own: frozenset[str], arm: PaperArm | None, seed: int, folder: str) -> None:
         if arm is None or key_of_training(arm, seed) not in own:
             raise contradiction(
                 f"{folder} holds trainings that are not its shard's: the folder was changed, leave it out and run the"

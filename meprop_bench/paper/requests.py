@@ -30,7 +30,7 @@ from meprop_bench.data import load_images
 from meprop_bench.measure.clock import Clock, clock_for
 from meprop_bench.measure.paired import Subject, measure_pairs
 from meprop_bench.nn.evaluation import evaluation_mode
-from meprop_bench.paper.arm import Arm
+from meprop_bench.paper.arm import PaperArm
 from meprop_bench.paper.arm import train_arm as trained_arm
 from meprop_bench.tasks.task import Task
 from meprop_bench.workloads.check import compare
@@ -45,7 +45,7 @@ _KINDS = (nn.Linear, nn.RNNBase)
 
 def train_arm(session: Session, arm: Mapping[str, Any], seed: int, device: str) -> Mapping[str, Any]:
     """Train one arm from one seed."""
-    trained = trained_arm(Arm.from_json(arm), seed, device=device, environment_id=session.environment_id)
+    trained = trained_arm(PaperArm.from_json(arm), seed, device=device, environment_id=session.environment_id)
     return replace(trained, git_revision=session.environment.get("git_revision")).to_json()
 
 
@@ -62,7 +62,7 @@ def examples(session: Session, source: str) -> Mapping[str, Any]:
 
 def cut(session: Session, arm: Mapping[str, Any], sizes: Mapping[str, int], device: str) -> Mapping[str, Any]:
     """Build the arm's model, and once more with its layers cut to these sizes."""
-    session.loaded["decoders"] = decoders = Decoders(Arm.from_json(arm), sizes, device)
+    session.loaded["decoders"] = decoders = Decoders(PaperArm.from_json(arm), sizes, device)
     return {"multiplications": tuple(map(multiplications, decoders.models))}
 
 
@@ -110,7 +110,7 @@ class Decoders:
     Raises ValueError for sizes that the model cannot be cut to, and for a cut model that computes something else.
     """
 
-    def __init__(self, arm: Arm, sizes: Mapping[str, int], device: str = "cpu") -> None:
+    def __init__(self, arm: PaperArm, sizes: Mapping[str, int], device: str = "cpu") -> None:
         self._task, self._clock = arm.recipe(device).load(), clock_for(device)
         self.models = [self._task.build(seed=1) for _ in range(2)]
         cut_layers(self.models[1], sizes)

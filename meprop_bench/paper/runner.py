@@ -24,9 +24,9 @@ from meprop_bench.measure.allocator import environment_of
 from meprop_bench.measure.lock import device_lock
 from meprop_bench.measure.pool import Pool
 from meprop_bench.measure.worker import WorkerError, WorkerLike, WorkerLost
-from meprop_bench.paper.experiment import Arm, Experiment
+from meprop_bench.paper.experiment import Experiment, PaperArm
 from meprop_bench.paper.records import COUNTS, Decoding, Decodings, TrainedArm, Trainings, sizes_of
-from meprop_bench.paper.shard import ALL, Own
+from meprop_bench.paper.shard import ALL, Assignment
 from meprop_bench.paper.subjects import subject
 from meprop_bench.results.axes import default_allocator
 from meprop_bench.results.redact import one_line
@@ -49,7 +49,7 @@ class TrainingDone:
 
     done: int
     total: int
-    arm: Arm
+    arm: PaperArm
     trained: TrainedArm
     left_s: float
 
@@ -59,17 +59,17 @@ def start_training() -> WorkerLike:
     return start_worker(environment_of(default_allocator(), 1))
 
 
-def missing(experiment: Experiment, trainings: Trainings, own: Own = ALL) -> list[tuple[Arm, int]]:
+def missing(experiment: Experiment, trainings: Trainings, own: Assignment = ALL) -> list[tuple[PaperArm, int]]:
     """Return what has to be trained here yet, seed by seed through all arms."""
     return [job for job in _trainings(experiment, own) if not trainings.done(job[0].arm_id, job[1])]
 
 
-def _trainings(experiment: Experiment, own: Own) -> list[tuple[Arm, int]]:
+def _trainings(experiment: Experiment, own: Assignment) -> list[tuple[PaperArm, int]]:
     return [(arm, seed) for seed in experiment.seeds for arm in experiment.distinct_arms if own.trains(arm, seed)]
 
 
 def take(
-    experiment: Experiment, store: Store, trainings: Trainings, known: Store, own: Own = ALL
+    experiment: Experiment, store: Store, trainings: Trainings, known: Store, own: Assignment = ALL
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """Take over what another results folder has of an experiment; return how many trainings, of how many, and how many
     timed cases.
@@ -102,7 +102,7 @@ def train_all(
     start: Callable[[], WorkerLike] = start_training,
     now: Callable[[], float] = time.monotonic,
     deadline: Deadline | None = None,
-    own: Own = ALL,
+    own: Assignment = ALL,
 ) -> int:
     """Train what is missing, as far as a deadline lets it, and return how many trainings that left out.
 
@@ -114,14 +114,14 @@ def train_all(
     deadline, begun, begun_at = deadline or Deadline(), now(), dict[tuple[str, int], float]()
     total = len(_trainings(experiment, own))
 
-    def jobs() -> Iterator[tuple[Arm, int]]:
+    def jobs() -> Iterator[tuple[PaperArm, int]]:
         for job in todo:
             if not deadline.allows():
                 return
             begun_at[job[0].arm_id, job[1]] = now()
             yield job
 
-    def request(job: tuple[Arm, int]) -> tuple[str, Mapping[str, Any]]:
+    def request(job: tuple[PaperArm, int]) -> tuple[str, Mapping[str, Any]]:
         arm, seed = job
         return "train_arm", {"arm": arm.to_json(), "seed": seed, "device": device}
 
@@ -157,8 +157,8 @@ def _hello(pool: Pool[int], store: Store, device: str) -> Mapping[str, Any]:
 
 
 def _undecoded(
-    experiment: Experiment, trainings: Trainings, decodings: Decodings, own: Own
-) -> list[tuple[Arm, Mapping[str, int]]]:
+    experiment: Experiment, trainings: Trainings, decodings: Decodings, own: Assignment
+) -> list[tuple[PaperArm, Mapping[str, int]]]:
     """Return the arms that meSimp has simplified, with their sizes, whose decoding is not timed yet."""
     simplified = [arm for arm in experiment.distinct_arms if arm.setting.method == "mesimp" and own.decodes(arm)]
     sizes = [(arm, sizes_of(trainings.of(arm.arm_id, experiment.seeds))) for arm in simplified]
@@ -175,7 +175,7 @@ def decode_all(
     start: Callable[[], WorkerLike] = start_training,
     now: Callable[[], float] = time.monotonic,
     deadline: Deadline | None = None,
-    own: Own = ALL,
+    own: Assignment = ALL,
     do: Callable[..., tuple[Decoding, Mapping[str, Any]]] = lambda function, *arguments: function(*arguments),
 ) -> None:
     """Time the decoding of what meSimp simplified, before and after; tell a line for each, and for what fails.
@@ -203,7 +203,7 @@ def decode_all(
 
 
 def _decoded(
-    arm: Arm, sizes: Mapping[str, int], device: str, processes: int, budget: float, start: Callable[[], WorkerLike]
+    arm: PaperArm, sizes: Mapping[str, int], device: str, processes: int, budget: float, start: Callable[[], WorkerLike]
 ) -> tuple[Decoding, Mapping[str, Any]]:
     """Return the decoding of one arm cut to these sizes, timed here for so many seconds, and the environment."""
     with device_lock(device), Pool.of(start, processes) as pool:
@@ -218,7 +218,7 @@ def _decoded(
     return Decoding(arm.arm_id, dict(sizes), (before, after), pairs, *where), environment
 
 
-def plan_of(experiment: Experiment, own: Own = ALL) -> Plan | None:
+def plan_of(experiment: Experiment, own: Assignment = ALL) -> Plan | None:
     """Return the sweep of the timed cases, or None without any."""
     if not (cases := own.cases(experiment.distinct_cases)):
         return None
@@ -234,7 +234,7 @@ def plan_of(experiment: Experiment, own: Own = ALL) -> Plan | None:
 
 
 def count_data(
-    experiment: Experiment, store: Store, *, start: Callable[[], WorkerLike] = start_training, own: Own = ALL
+    experiment: Experiment, store: Store, *, start: Callable[[], WorkerLike] = start_training, own: Assignment = ALL
 ) -> None:
     """Count the data of the parts that are about their sizes, and store that."""
     counted = [part for part in experiment.counted if own.counts(part)]

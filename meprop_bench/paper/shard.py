@@ -12,21 +12,21 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from meprop_bench.paper.arm import Arm
+from meprop_bench.paper.arm import PaperArm
 from meprop_bench.paper.experiment import Experiment
 from meprop_bench.results.shards import Shard, ShardOf
 from meprop_bench.workloads.case import Case
 
-__all__ = ["ALL", "Own", "key_of_count", "key_of_training", "shard_of_table"]
+__all__ = ["ALL", "Assignment", "key_of_count", "key_of_training", "shard_of_table"]
 
 
 @dataclass(frozen=True)
-class Own:
+class Assignment:
     """What is done here of an experiment; without keys all of it."""
 
     keys: frozenset[str] | None = None
 
-    def trains(self, arm: Arm, seed: int) -> bool:
+    def trains(self, arm: PaperArm, seed: int) -> bool:
         """Whether an arm is trained from a seed."""
         return self._has(key_of_training(arm, seed))
 
@@ -34,7 +34,7 @@ class Own:
         """Return those that are timed."""
         return tuple(case for case in cases if self._has(case.case_id))
 
-    def decodes(self, arm: Arm) -> bool:
+    def decodes(self, arm: PaperArm) -> bool:
         """Whether the decoding of an arm that is simplified is timed."""
         return self._has(key_of_training(arm, 1))
 
@@ -46,10 +46,10 @@ class Own:
         return self.keys is None or key in self.keys
 
 
-ALL = Own()
+ALL = Assignment()
 
 
-def key_of_training(arm: Arm, seed: int) -> str:
+def key_of_training(arm: PaperArm, seed: int) -> str:
     """Return the key of the unit that a training belongs to."""
     return f"arm {arm.arm_id}" if arm.setting.method == "mesimp" else f"arm {arm.arm_id}, seed {seed}"
 
@@ -59,7 +59,7 @@ def key_of_count(part: str) -> str:
     return f"data of {part}"
 
 
-def shard_of_table(found: Experiment, plan: Mapping[str, Any], shard: Shard) -> tuple[Own, ShardOf]:
+def shard_of_table(found: Experiment, plan: Mapping[str, Any], shard: Shard) -> tuple[Assignment, ShardOf]:
     """Return what a shard does of a table, and what its folder says of the whole, whose plan it has.
 
     Raises:
@@ -74,4 +74,4 @@ def shard_of_table(found: Experiment, plan: Mapping[str, Any], shard: Shard) -> 
     units |= {case.case_id: case.label for case in found.distinct_cases}
     units |= {key_of_count(part): f"the data of {part}" for part in found.counted}
     part = ShardOf(shard, plan, tuple(units.items()))
-    return Own(part.checked_own("unit")), part
+    return Assignment(part.checked_own("unit")), part

@@ -113,9 +113,7 @@ SUBJECTS: Mapping[str, Subject] = {
 
 def subject(name: str) -> Subject:
     """Return a subject; `UserError` for one that is not known."""
-    if name not in SUBJECTS:
-        raise UserError(f"there is no subject {name!r}: choose from {', '.join(SUBJECTS)}")
-    return SUBJECTS[name]
+    return SUBJECTS[one_of("subject", name, SUBJECTS)]
 
 
 SCALES = ("smoke", "short", "full")

@@ -118,7 +118,7 @@ def _results_of(path: Path) -> Benchmarks:
     if record is None:
         return {}
     try:
-        stored = checked(record, _Stored)
+        stored = checked(record, _StoredResults)
         found: Benchmarks = {}
         for benchmark, row in stored.results.items():
             columns = dict(zip(stored.result_columns, row, strict=False))
@@ -133,7 +133,7 @@ def _results_of(path: Path) -> Benchmarks:
 
 
 @dataclass
-class _Stored:
+class _StoredResults:
     """What is read again of a result file."""
 
     result_columns: list[str]

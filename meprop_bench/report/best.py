@@ -108,7 +108,7 @@ def best(rows: Sequence[Row], margin: float | None = None) -> Best:
         return Best(None, (f"No speed-up was measured{reason}.",), decided=False)
     if (different := _different_work(timed)) is not None:
         return Best(None, (different,), decided=False, comparable=False)
-    return _Choice(rows, timed, _PHASES[timed[0].phase or ""], margin).best()
+    return _Candidates(rows, timed, _PHASES[timed[0].phase or ""], margin).best()
 
 
 def _phases(rows: Iterable[Row]) -> dict[str, str]:
@@ -119,7 +119,7 @@ def _phases(rows: Iterable[Row]) -> dict[str, str]:
     return {workload: name for workload, found in measured.items() for name in reversed(_PHASES) if name in found}
 
 
-class _Choice:
+class _Candidates:
     """Cases of one dense work, and what may be said of each."""
 
     def __init__(self, rows: Sequence[Row], timed: list[Row], phase: str, margin: float | None) -> None:

@@ -61,7 +61,7 @@ _Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 _Size = Annotated[int, Meta(ge=0, le=_BYTES)]
 
 
-class _File(msgspec.Struct):
+class _FileDigest(msgspec.Struct):
     sha256: _Digest
     size: _Size
 
@@ -69,7 +69,7 @@ class _File(msgspec.Struct):
 class _Manifest(msgspec.Struct):
     schema: str
     name: Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,200}$")]  # of the folder
-    files: Annotated[dict[str, _File], Meta(max_length=_FILES)]
+    files: Annotated[dict[str, _FileDigest], Meta(max_length=_FILES)]
 
 
 @dataclass(frozen=True)

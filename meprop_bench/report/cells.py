@@ -20,32 +20,10 @@ from meprop_bench.results.schema import PASSED, Row
 from meprop_bench.stats import CANNOT_TELL, Interval, plus_minus, too_wide
 
 __all__ = [
-    "ABSENT",
-    "IN_SHAPE",
-    "SHAPE",
-    "Cell",
-    "beyond",
-    "check",
-    "counted",
-    "efficiency",
-    "failure",
-    "joules",
-    "k_of",
-    "left_alone",
-    "memory",
-    "pair",
-    "parity",
-    "percent",
-    "plain_speedup",
-    "quantity",
-    "ratio",
-    "ratio_within",
-    "seconds",
-    "seconds_within",
-    "shape",
-    "span",
-    "speedup",
-]
+    "ABSENT", "IN_SHAPE", "SHAPE", "Cell", "beyond", "check", "counted", "efficiency", "failure", "joules", "k_of",
+    "left_alone", "memory", "pair", "parity", "percent", "plain_speedup", "quantity", "ratio", "ratio_within",
+    "seconds", "seconds_within", "shape", "span", "speedup",
+]  # fmt: skip
 
 ABSENT = "–"
 SHAPE, IN_SHAPE = "batch, m → n", ("batch", "in_features", "out_features")

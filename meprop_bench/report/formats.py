@@ -1,4 +1,4 @@
-"""One document in every form: text for a terminal, JSON, CSV, Markdown, a page of HTML, the files of a results folder.
+"""One document in every form but a terminal's: JSON, CSV, Markdown, a page of HTML, the files of a results folder.
 
 Nothing here measures or loads torch, so a report can be made again anywhere. Plots and the page need the `report`
 extra; without it the README is written alone and says what is missing.
@@ -11,52 +11,29 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from meprop_bench.optional import require, unavailable_reason
 from meprop_bench.report.document import Document
 from meprop_bench.report.markdown import as_readme, markdown_pieces
-from meprop_bench.report.terminal import as_table, fit_for
 from meprop_bench.results.store import replace_file
 
 if TYPE_CHECKING:
     from meprop_bench.report.compare import Comparison
     from meprop_bench.report.plots import Plot
 
-__all__ = [
-    "FORMATS",
-    "as_csv",
-    "as_json",
-    "draw",
-    "missing_parts",
-    "write_as",
-    "write_report",
-]
+__all__ = ["as_json", "draw", "missing_parts", "pieces", "write_report"]
 
-FORMATS = ("table", "json", "md", "csv", "html")
 _FILES = ("speedup", "phases", "roofline", "heat", "accuracy", "curve", "sizes")
 """What the names of a report's pictures begin with."""
 _PARTS = {"matplotlib": "plots", "jinja2": "HTML page"}
 
 
-def write_as(form: str, document: Document | Comparison, stream: TextIO) -> None:
-    """Print the document on `stream` in one of `FORMATS`, as the stream can hold it."""
-    pieces = [as_table(document, terminal=stream.isatty())] if form == "table" else _TEXTS[form](document)
-    for piece in pieces:
-        stream.write(fit_for(stream, piece))
-    stream.flush()
-
-
 def as_json(document: Document | Comparison) -> str:
     """Return the document as one JSON object."""
     return json.dumps(document.to_json(), indent=1, allow_nan=False) + "\n"
-
-
-def as_csv(document: Document | Comparison) -> str:
-    """Return the rows as CSV with a header."""
-    return "".join(_csv_pieces(document))
 
 
 def _csv_pieces(document: Document | Comparison) -> Iterator[str]:
@@ -112,6 +89,11 @@ _TEXTS: dict[str, Callable[[Any], Iterable[str]]] = {
     "md": markdown_pieces,
     "html": lambda document: [_as_page(document)],
 }
+
+
+def pieces(form: str, document: Document | Comparison) -> Iterable[str]:
+    """Give a document as "json", "csv", "md" or "html", a part at a time where it may be long."""
+    return _TEXTS[form](document)
 
 
 def missing_parts() -> str:

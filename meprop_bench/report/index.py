@@ -8,7 +8,7 @@
 
 A result that cannot be read (damaged, or of another version's schema) has its line, with the reason in place of the
 verdict: it neither vanishes nor keeps the others from being shown. Folders are read one after another, and no rows are
-held: of each there is an `Entry`, and the points of its cases in trends.
+held: of each there is a `ListedResult`, and the points of its cases in trends.
 
 The newest come first, and the page is bounded: what is beyond `MOST` lines is counted.
 """
@@ -39,17 +39,9 @@ from meprop_bench.results.redact import one_line
 from meprop_bench.results.store import ENVIRONMENT, MEASUREMENTS, replace_file
 
 __all__ = [
-    "MOST",
-    "NOTES",
-    "Entry",
-    "Index",
-    "Notes",
-    "as_page",
-    "baselines_of",
-    "notes_of",
-    "results_below",
+    "MOST", "NOTES", "Index", "ListedResult", "Notes", "as_page", "baselines_of", "notes_of", "results_below",
     "write_index",
-]
+]  # fmt: skip
 
 MOST = 2000
 """Lines of the page."""
@@ -72,7 +64,7 @@ class Notes(msgspec.Struct, forbid_unknown_fields=True):
 
 
 @dataclass(frozen=True)
-class Entry:
+class ListedResult:
     """One result, as the page shows it."""
 
     place: str  # of its folder, relative to the page, with slashes
@@ -86,7 +78,7 @@ class Entry:
     paged: bool = False  # whether there is an index.html in its folder
 
     @classmethod
-    def of(cls, place: str, document: Document, *, kind: str, question: str = "", paged: bool = False) -> Entry:
+    def of(cls, place: str, document: Document, *, kind: str, question: str = "", paged: bool = False) -> ListedResult:
         """Take what the page says of a result."""
         return cls(
             place=place,
@@ -100,7 +92,7 @@ class Entry:
         )
 
     @classmethod
-    def unread(cls, place: str, error: UserError, *, kind: str, question: str = "") -> Entry:
+    def unread(cls, place: str, error: UserError, *, kind: str, question: str = "") -> ListedResult:
         """Return the line of a result that cannot be read."""
         date = Path(place).name.partition("_")[0]
         return cls(place, date, kind, one_line(question, _LONGEST), (), one_line(str(error), _LONGEST), broken=True)
@@ -127,7 +119,7 @@ class Entry:
 class Index:
     """All of them, ready to be printed (`report.document.Readable`)."""
 
-    entries: Sequence[Entry]
+    entries: Sequence[ListedResult]
     command: str
     notes_by_hand: Notes = field(default_factory=Notes)
     steps: Sequence[str] = ()  # what moved, in words (`report.trends`)

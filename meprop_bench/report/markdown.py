@@ -15,17 +15,7 @@ from meprop_bench.report.cells import Cell
 from meprop_bench.report.document import Document, Readable
 from meprop_bench.report.sections import Section
 
-__all__ = [
-    "GAP",
-    "as_markdown",
-    "as_readme",
-    "as_section",
-    "code_block",
-    "escaped",
-    "findings",
-    "markdown_pieces",
-    "table",
-]
+__all__ = ["GAP", "as_readme", "as_section", "code_block", "escaped", "findings", "markdown_pieces", "table"]
 
 GAP = "\u200b"
 _LIVE = re.compile(
@@ -40,13 +30,8 @@ _LIVE = re.compile(
 )
 
 
-def as_markdown(document: Readable) -> str:
-    """Return what was found, the tables, what their marks mean, and the command that made them."""
-    return "".join(markdown_pieces(document))
-
-
 def markdown_pieces(document: Readable) -> Iterator[str]:
-    """Give what `as_markdown` returns, a part of a table at a time."""
+    """Give what was found, the tables, what their marks mean, and the command that made them, a part at a time."""
     yield "\n\n".join(findings(document))
     for section in document.sections:
         yield "\n\n"

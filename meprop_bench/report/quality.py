@@ -10,7 +10,6 @@ dense's own figure (`results.schema.Parity.scale`).
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 
 from meprop_bench.results.schema import WHOLE, Parity
@@ -76,9 +75,8 @@ class Quality:
 
 def measure(found: Parity) -> str:
     """Return what was compared, in a word or two: of a task's percentage accuracy, of a user's what that is called."""
-    name = re.split(" on the |, at the end", found.metric)[0]
-    of_users = found.metric == f"{name}, at the end"
-    return name.removesuffix("%").rstrip(" ,") if of_users or not found.percent else "accuracy"
+    metric = found.figure
+    return metric.name if metric.of == "own" or not found.percent else "accuracy"
 
 
 POINTS = Quality()

@@ -30,18 +30,9 @@ from meprop_bench.stats import LEVEL, Interval, Runs, holm, mean_of_logs
 from meprop_bench.stats.many import p_values
 
 __all__ = [
-    "AGREE",
-    "MARKS",
-    "Footnotes",
-    "common",
-    "disagreement",
-    "doubts",
-    "judged_runs",
-    "legend",
-    "mean_speedup",
-    "significant_rows",
-    "with_disagreements",
-]
+    "AGREE", "MARKS", "Footnotes", "common", "disagreement", "doubts", "judged_runs", "legend", "mean_speedup",
+    "significant_rows", "with_disagreements",
+]  # fmt: skip
 
 AGREE = 1.25
 """Factor within which equal dense times agree. Medians of identical code differ by some 3% from process to process and

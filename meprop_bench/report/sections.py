@@ -39,20 +39,9 @@ from meprop_bench.results.redact import bounded
 from meprop_bench.results.schema import PASSED, Row
 
 __all__ = [
-    "AXES",
-    "BARS",
-    "PARTS",
-    "PHASES",
-    "WORDS",
-    "Section",
-    "axis_cells",
-    "by_phase",
-    "distinct_rows",
-    "phase_order",
-    "plain_section",
-    "sections",
-    "varying",
-]
+    "AXES", "BARS", "PARTS", "PHASES", "WORDS", "Section", "axis_cells", "by_phase", "distinct_rows", "memory_pair",
+    "phase_order", "plain_section", "sections", "varying",
+]  # fmt: skip
 
 PHASES = ("linear-backward", "decode", "forward", "backward", "communication", "update", "step")
 
@@ -162,7 +151,7 @@ _FIGURES: dict[str, Callable[[Row], Cell]] = {
     "sparse": lambda row: Cell(seconds(row.sparse.median_s if row.passed else None)),
     "speed-up": speedup,
     "efficiency": efficiency,
-    "peak memory": lambda row: Cell(_memory_pair(row)),
+    "peak memory": lambda row: Cell(memory_pair(row)),
     "sent": lambda row: Cell(_wire_pair(row)),
     "check": check,
     "parity": parity,
@@ -301,7 +290,8 @@ def phase_order(phase: str | None) -> int:
     return PHASES.index(phase) if phase in PHASES else len(PHASES)
 
 
-def _memory_pair(row: Row) -> str:
+def memory_pair(row: Row) -> str:
+    """Return what both sides take at most, in one cell."""
     return pair(memory(row.dense.peak_memory_bytes), memory(row.sparse.peak_memory_bytes))
 
 

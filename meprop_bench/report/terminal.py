@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from meprop_bench.report.document import Readable
+    from meprop_bench.report.compare import Comparison
+    from meprop_bench.report.document import Document, Readable
     from meprop_bench.report.findings import Finding
     from meprop_bench.report.sections import Section
 
-__all__ = ["as_table", "fit_for", "new_page", "paragraph", "printed", "say", "show", "tables"]
+__all__ = ["as_table", "fit_for", "new_page", "paragraph", "printed", "say", "show", "tables", "write_as"]
 
 STYLES = {"": "", "good": "green", "bad": "bold red", "quiet": "dim"}
 _UNBOUNDED = 10_000  # columns: nobody wraps a file
@@ -52,6 +53,16 @@ def as_table(
     say(page, "", *document.notes)
     say(page, "dim", *document.hints)
     return printed(page)
+
+
+def write_as(form: str, document: Document | Comparison, stream: TextIO) -> None:
+    """Print a document on `stream`, as a "table" or in a form of `formats`, as the stream can hold it."""
+    from meprop_bench.report.formats import pieces
+
+    texts = [as_table(document, terminal=stream.isatty())] if form == "table" else pieces(form, document)
+    for text in texts:
+        stream.write(fit_for(stream, text))
+    stream.flush()
 
 
 def tables(sections: Iterable[Section], *, terminal: bool, width: int | None = None) -> str:

@@ -62,7 +62,7 @@ class Baseline:
 
 
 @dataclass
-class _Record:
+class _StoredBaseline:
     schema: str
     saved: datetime
     results: Annotated[str, Meta(pattern=r"^[^/\\.][^/\\]*$")]
@@ -137,7 +137,7 @@ class Baselines:
         saved = (now or datetime.now(UTC)).replace(microsecond=0)
         found = Baseline(name, self.folder / name / digest / first.name, saved, source, machine, digest)
         _copy(files, self._folder(found))
-        record = _Record(_SCHEMA, saved, first.name, source, machine, digest)
+        record = _StoredBaseline(_SCHEMA, saved, first.name, source, machine, digest)
         replace_file(self.folder / name / _RECORD, msgspec.json.format(msgspec.json.encode(record)) + b"\n")
         if before is not None and before.digest != digest:
             shutil.rmtree(self._folder(before), ignore_errors=True)
@@ -151,7 +151,7 @@ class Baselines:
         where = f"{self.folder.name}/{name}/{_RECORD}"
         advice = f"restore it, or delete {self.folder.name}/{name} and save the baseline anew"
         try:
-            record = checked(parsed(path.read_bytes()), _Record)
+            record = checked(parsed(path.read_bytes()), _StoredBaseline)
         except OSError as error:
             raise UserError(f"cannot read {where}: {error.strerror or type(error).__name__}") from None
         except ValueError as error:

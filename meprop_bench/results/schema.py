@@ -52,6 +52,7 @@ from meprop_bench.results.incoming import (
     Seconds,
     checked,
 )
+from meprop_bench.results.metric import QualityMetric
 from meprop_bench.results.redact import one_line
 from meprop_bench.stats import Interval, Verdict
 
@@ -121,6 +122,11 @@ class Parity(_Record):
         for name in ("task", "metric"):
             object.__setattr__(self, name, one_line(getattr(self, name)) or "?")
         super().__post_init__()
+
+    @property
+    def figure(self) -> QualityMetric:
+        """What `baseline` and `method` hold, as data."""
+        return QualityMetric.read(self.metric)
 
     @property
     def interval(self) -> Interval:

@@ -99,12 +99,12 @@ class ShardOf:
     @classmethod
     def from_json(cls, record: object) -> Self:
         """Build from a JSON object; `UserError` or ValueError for one that is none."""
-        found = checked(record, _Stored)
+        found = checked(record, _StoredShard)
         return cls(Shard(found.index, found.of), found.plan, found.units)
 
 
 @dataclass
-class _Stored:
+class _StoredShard:
     index: _Place
     of: _Place
     plan: dict[str, Any]

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from meprop_bench.results.metric import Of, QualityMetric
 from meprop_bench.results.schema import WHOLE, Parity
 from meprop_bench.stats import mean_difference, non_inferiority
 from meprop_bench.tasks.build import is_model
@@ -55,9 +56,8 @@ def figure(recipe: Recipe, result: TrainingResult) -> float:
 
 def figure_name(recipe: Recipe, metric: str) -> str:
     """Return what `figure` is, in words."""
-    if not _at_end(recipe):
-        return f"{metric} on the test set, at the best development score"
-    return f"{metric}, at the end" if is_model(recipe.task) else f"{metric} on the development set, at the end"
+    of: Of = "own" if is_model(recipe.task) else "development" if _at_end(recipe) else "test"
+    return QualityMetric(metric, of).text
 
 
 def _at_end(recipe: Recipe) -> bool:
@@ -130,7 +130,7 @@ class Accuracies:
         method, dense = self._of(recipe, train), self._of(recipe.dense(), train)
         pairs = {seed: (dense.of[seed], method.of[seed]) for seed in self.seeds}
         of_task = dense.metric == "accuracy" and dense.percent and not is_model(recipe.task)  # as stored rows have it
-        metric = "accuracy_percent" if of_task else figure_name(recipe, dense.metric)
+        metric = QualityMetric("accuracy", "sweep").text if of_task else figure_name(recipe, dense.metric)
         return judged(recipe.task, pairs, steps=self.steps, metric=metric, percent=dense.percent)
 
     def _of(self, recipe: Recipe, train: Train | None) -> SeedFigures:

@@ -1,7 +1,7 @@
 """A Ray cluster: which of its nodes may measure, and how one is held. Ray is imported here and nowhere else.
 
     with connected("auto", say) as cluster:
-        cluster.look(60)                                   which nodes are there, and have this code
+        cluster.refresh(60)                                which nodes are there, and have this code
         process = cluster.hold(node, "cpu", Measurer, plan, folder)
 
 What measures has a node to itself. Ray's resources are counts that nothing enforces, so all of a node's CPUs are asked
@@ -30,7 +30,7 @@ from meprop_bench.measure.worker import WorkerError
 from meprop_bench.optional import require, said
 from meprop_bench.sweep.node import code
 
-__all__ = ["Cluster", "Node", "NodeLost", "connected"]
+__all__ = ["Cluster", "ClusterNode", "NodeLost", "connected"]
 
 _REACHED_S = 5.0
 
@@ -40,7 +40,7 @@ class NodeLost(Exception):
 
 
 @dataclass(frozen=True)
-class Node:
+class ClusterNode:
     """A node of the cluster."""
 
     node_id: str
@@ -111,17 +111,17 @@ class Cluster:
     def __init__(self, ray: Any, say: Callable[[str], object]) -> None:
         self._ray, self._say = ray, say
         self._code = code()
-        self._nodes: dict[str, Node] = {}
-        self._asked: dict[Any, Node] = {}  # what a node's code is, not yet answered
+        self._nodes: dict[str, ClusterNode] = {}
+        self._asked: dict[Any, ClusterNode] = {}  # what a node's code is, not yet answered
         self._seen: set[str] = set()
         self.refused: dict[str, str] = {}  # name of a node -> why it may not measure
 
     @property
-    def nodes(self) -> list[Node]:
-        """Those that may measure, as of the last look."""
+    def nodes(self) -> list[ClusterNode]:
+        """Those that may measure, as of the last `refresh`."""
         return list(self._nodes.values())
 
-    def look(self, seconds: float = 0.0) -> None:
+    def refresh(self, seconds: float = 0.0) -> None:
         """See which nodes are there, and wait so long for those that are new to say which code they have."""
         alive = [record for record in self._ray.nodes() if record["Alive"]]
         hosts = [record["NodeManagerHostname"] for record in alive]
@@ -131,7 +131,7 @@ class Cluster:
             if node_id in self._seen or not (cpus or gpus):  # a head that is to do nothing has none
                 continue
             self._seen.add(node_id)
-            node = Node(node_id, host if hosts.count(host) == 1 else f"{host}/{node_id[:6]}", cpus, gpus)
+            node = ClusterNode(node_id, host if hosts.count(host) == 1 else f"{host}/{node_id[:6]}", cpus, gpus)
             asked = self._ray.remote(_inspection()).options(
                 num_cpus=0, max_retries=0, scheduling_strategy=self._at(node)
             )
@@ -143,13 +143,13 @@ class Cluster:
             for ref in ready:
                 self._answered(self._asked.pop(ref), ref)
 
-    def refuse(self, node: Node, reason: str) -> None:
+    def refuse(self, node: ClusterNode, reason: str) -> None:
         """Leave a node out from now on, and say so."""
         self._nodes.pop(node.node_id, None)
         self.refused[node.name] = reason
         self._say(f"node {node.name} is left out: {reason}")
 
-    def hold(self, node: Node, device: str, kind: type, *arguments: object) -> Any:
+    def hold(self, node: ClusterNode, device: str, kind: type, *arguments: object) -> Any:
         """Start an object of this class on a node that it has to itself, or with it a GPU; return Ray's handle.
 
         Its first answer comes when nobody else holds any of it.
@@ -157,7 +157,9 @@ class Cluster:
         gpus = int(device != "cpu")
         return self.start(node, kind, *arguments, cpus=_share(node) if gpus else node.cpus, gpus=gpus)
 
-    def start(self, node: Node, kind: type, *arguments: object, cpus: int, gpus: int = 0, threads: int = 1) -> Any:
+    def start(
+        self, node: ClusterNode, kind: type, *arguments: object, cpus: int, gpus: int = 0, threads: int = 1
+    ) -> Any:
         """Start an object of this class on a node, with so much of it, which answers so many requests at a time."""
         settings = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0, "max_task_retries": 0}
         remote = self._ray.remote(kind).options(**settings, max_concurrency=threads, scheduling_strategy=self._at(node))
@@ -194,7 +196,7 @@ class Cluster:
         except (errors.RayError, StopIteration) as error:
             raise NodeLost(said(error)) from None
 
-    def _answered(self, node: Node, ref: Any) -> None:
+    def _answered(self, node: ClusterNode, ref: Any) -> None:
         try:
             found: Mapping[str, str | None] = self.answer(ref)
         except NodeLost:
@@ -204,13 +206,13 @@ class Cluster:
         else:
             self.refuse(node, reason)
 
-    def _at(self, node: Node) -> Any:
+    def _at(self, node: ClusterNode) -> Any:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         return NodeAffinitySchedulingStrategy(node.node_id, soft=False)
 
 
-def _share(node: Node) -> int:
+def _share(node: ClusterNode) -> int:
     """Return the CPUs that go with each GPU of a node."""
     return node.cpus // node.gpus if node.gpus else node.cpus
 

@@ -24,10 +24,10 @@ from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.measure.peaks import Peaks
 from meprop_bench.results.merge import machine_fields
 from meprop_bench.results.store import Store
-from meprop_bench.sweep.cluster import Cluster, Node, NodeLost
+from meprop_bench.sweep.cluster import Cluster, ClusterNode, NodeLost
 from meprop_bench.sweep.deadline import Deadline
 from meprop_bench.sweep.dense_sides import dense_work
-from meprop_bench.sweep.node import Failed, Measured, Measurer
+from meprop_bench.sweep.node import CaseResult, Failed, Measurer
 from meprop_bench.sweep.plan import Plan, process_of
 from meprop_bench.sweep.rows import failed_row
 from meprop_bench.sweep.runner import SweepProgress, usual_s
@@ -35,7 +35,7 @@ from meprop_bench.tasks.build import is_model, source_of
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.dense_side import candidates
 
-__all__ = ["ClusterRunner", "check_room"]
+__all__ = ["ClusterRunner", "check_capacity"]
 
 _TRIES = 3
 """Nodes that may die while they measure a case, or processes of a node, before it is given up."""
@@ -50,10 +50,10 @@ _POLL_S = 0.5
 
 
 @dataclass(eq=False)
-class _Place:
+class _Slot:
     """A node, or a GPU of one, and what it does."""
 
-    node: Node
+    node: ClusterNode
     process: Any
     doing: Any = None  # what it will answer; None while there is nothing for it to do
     case: Case | None = None  # in hand; None while it is examined
@@ -63,7 +63,7 @@ class _Place:
     began: float = 0.0
 
 
-def check_room(cases: Iterable[Case], nodes: Sequence[Node], refused: Mapping[str, str]) -> None:
+def check_capacity(cases: Iterable[Case], nodes: Sequence[ClusterNode], refused: Mapping[str, str]) -> None:
     """Check that there is a node for each case, by what Ray knows of them.
 
     Raises:
@@ -86,7 +86,7 @@ def check_room(cases: Iterable[Case], nodes: Sequence[Node], refused: Mapping[st
             )
 
 
-def _fits(node: Node, case: Case) -> bool:
+def _fits(node: ClusterNode, case: Case) -> bool:
     return case.threads * case.world_size <= node.cpus and (case.device == "cpu" or node.gpus > 0)
 
 
@@ -123,7 +123,7 @@ class ClusterRunner:
         self._progress, self._say, self._deadline, self._now = progress, say, deadline or Deadline(), now
         self._evaluates = evaluates
         self.left_out: tuple[Case, ...] = ()
-        self._places: list[_Place] = []
+        self._places: list[_Slot] = []
         self._settled: set[tuple[object, ...]] = set()
         self._lost: Counter[str] = Counter()  # of a case, or of a node
         self._spent: list[float] = []
@@ -143,8 +143,8 @@ class ClusterRunner:
         self._done = len(self._plan.cases) - len(todo)
         if not todo:
             return
-        self._cluster.look(_ANSWER_S)
-        check_room(todo, self._cluster.nodes, self._cluster.refused)
+        self._cluster.refresh(_ANSWER_S)
+        check_capacity(todo, self._cluster.nodes, self._cluster.refused)
         for device in dict.fromkeys(case.device for case in todo):
             try:
                 self._run(device, deque(case for case in todo if case.device == device))
@@ -179,7 +179,7 @@ class ClusterRunner:
 
     def _hire(self, device: str, queue: Iterable[Case]) -> None:
         """Hold the nodes that are there and can measure what is left; examine each."""
-        self._cluster.look()
+        self._cluster.refresh()
         for node in self._cluster.nodes:
             cases = [case for case in queue if _fits(node, case)]
             held = sum(place.node == node for place in self._places)
@@ -189,7 +189,7 @@ class ClusterRunner:
                 process = self._cluster.hold(node, device, Measurer, self._plan, str(Path.cwd()))
                 models = {case.model for case in cases if case.model is not None and is_model(case.model)}
                 examined = process.examine.remote(cases, {model: source_of(model) for model in models}, self._evaluates)
-                self._places.append(_Place(node, process, examined))
+                self._places.append(_Slot(node, process, examined))
 
     def _hand_out(self, queue: deque[Case]) -> None:
         for place in self._places:
@@ -199,7 +199,7 @@ class ClusterRunner:
                 queue.remove(case)
                 self._begin(place, case)
 
-    def _next(self, place: _Place, queue: Iterable[Case]) -> Case | None:
+    def _next(self, place: _Slot, queue: Iterable[Case]) -> Case | None:
         """Return the case that a node that is free is to measure; None where it is to wait, or none is for it."""
         chosen = {other.choice for other in self._places} - {None}
         open_ = [
@@ -208,7 +208,7 @@ class ClusterRunner:
         alike = [case for case in open_ if process_of(case) == place.group] if self._plan.keep_processes else []
         return next(iter(alike or open_), None)
 
-    def _begin(self, place: _Place, case: Case) -> None:
+    def _begin(self, place: _Slot, case: Case) -> None:
         known = []
         if _chooses(case):
             if (work := _work(place, case)) not in self._settled:
@@ -217,11 +217,11 @@ class ClusterRunner:
         place.case, place.group, place.began = case, process_of(case), self._now()
         place.doing = place.process.measure.remote(case, known)
 
-    def _take(self, place: _Place, found: Any) -> None:
+    def _take(self, place: _Slot, found: Any) -> None:
         """Take what a node has answered."""
         if isinstance(found, SweepProgress):
             self._notify(found.case, found.stage, half_widths=found.half_widths, waits=found.waits)
-        elif isinstance(found, Measured):
+        elif isinstance(found, CaseResult):
             self._keep(place, found)
         elif isinstance(found, Failed):
             raise UserError(f"node {place.node.name}: {found.reason}")
@@ -233,7 +233,7 @@ class ClusterRunner:
             place.doing, place.hardware = None, found["hardware"]
             self._store.write_state(found["state"])
 
-    def _keep(self, place: _Place, found: Measured) -> None:
+    def _keep(self, place: _Slot, found: CaseResult) -> None:
         assert place.case is not None
         header = self._store.header
         header["peaks"] = _peaks({**header["environments"], **found.environments}, header["peaks"], found.peaks)
@@ -247,7 +247,7 @@ class ClusterRunner:
         self._notify(place.case, "done", rows=found.rows)
         place.doing = place.case = place.choice = None
 
-    def _lose(self, place: _Place, queue: deque[Case]) -> None:
+    def _lose(self, place: _Slot, queue: deque[Case]) -> None:
         """Give the case of a node that has died to another one, or give it up."""
         self._drop(place)
         self._lost[place.node.node_id] += 1
@@ -264,7 +264,7 @@ class ClusterRunner:
         self._done += 1
         self._notify(case, "done", rows=(row,))
 
-    def _drop(self, place: _Place) -> None:
+    def _drop(self, place: _Slot) -> None:
         self._places.remove(place)
         self._cluster.end(place.process)
 
@@ -325,5 +325,5 @@ def _chooses(case: Case) -> bool:
     return case.baseline == "best" and len(candidates(case)) > 1
 
 
-def _work(place: _Place, case: Case) -> tuple[object, ...]:
+def _work(place: _Slot, case: Case) -> tuple[object, ...]:
     return (place.hardware, *dense_work(case))

@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 
 from meprop_bench.errors import UserError
 from meprop_bench.measure.worker import Message, WorkerDied, WorkerLike, WorkerLost
-from meprop_bench.sweep.cluster import Cluster, Node, NodeLost
-from meprop_bench.sweep.node import Doer, Host
+from meprop_bench.sweep.cluster import Cluster, ClusterNode, NodeLost
+from meprop_bench.sweep.node import Doer, WorkerActor
 
 __all__ = ["Hosts"]
 
@@ -33,7 +33,7 @@ Found = TypeVar("Found")
 
 
 class Hosts:
-    """Where processes of so many threads, on this device, have room.
+    """Where processes of so many threads, on this device, fit.
 
     Raises:
         UserError: there is none.
@@ -48,15 +48,15 @@ class Hosts:
             what = "a GPU" if self._gpus else f"{threads} cores"
             reasons = "".join(f"; {name}: {reason}" for name, reason in cluster.refused.items())
             raise UserError(f"no node of the cluster that may train has {what}{reasons}")
-        self._used: Counter[Node] = Counter()
+        self._used: Counter[ClusterNode] = Counter()
 
     def start(self, start: Callable[[], WorkerLike]) -> WorkerLike:
-        """Start a process on the node that has the most room; `start` does it there."""
+        """Start a process on the node that has most to spare; `start` does it there."""
         node = max(self._room, key=lambda node: self._room[node] - self._used[node])
         self._used[node] += 1
         cpus = 0 if self._gpus else self._threads
         # The second thread ends the process while the first one waits for its answer.
-        host = self.cluster.start(node, Host, start, str(Path.cwd()), cpus=cpus, gpus=self._gpus, threads=2)
+        host = self.cluster.start(node, WorkerActor, start, str(Path.cwd()), cpus=cpus, gpus=self._gpus, threads=2)
         return _Remote(self.cluster, host, partial(self._free, node))
 
     def alone(self, device: str, function: Callable[..., Found], *arguments: object) -> Found:
@@ -67,7 +67,7 @@ class Hosts:
             WorkerError: as the function raises it.
 
         """
-        self.cluster.look()
+        self.cluster.refresh()
         for node in [node for node in self.cluster.nodes if device == "cpu" or node.gpus]:
             doer = self.cluster.hold(node, device, Doer, str(Path.cwd()))
             try:
@@ -80,7 +80,7 @@ class Hosts:
                 self.cluster.end(doer)
         raise UserError("no node of the cluster is left that could measure")
 
-    def _free(self, node: Node) -> None:
+    def _free(self, node: ClusterNode) -> None:
         self._used[node] -= 1
 
 

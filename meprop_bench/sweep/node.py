@@ -4,7 +4,7 @@
     Measurer(plan)          holds the node, or one of its GPUs
         examine(cases)      whether they can be measured here, and what the machine does
         measure(case)       where it is, stage by stage, and at the end its rows
-    Host(start)             has one process that trains, and passes requests on to it
+    WorkerActor(start)      has one process that trains, and passes requests on to it
     Doer(folder)            does anything else that needs the node to itself
 
 Nothing here writes: rows and environments go to the driver. The processes that measure are this one's children, by the
@@ -41,13 +41,13 @@ from meprop_bench.sweep.runner import Runner, SweepProgress
 from meprop_bench.tasks.build import source_of
 from meprop_bench.workloads.case import Case
 
-__all__ = ["Doer", "Failed", "Host", "Measured", "Measurer", "code", "undo_threads", "work_in"]
+__all__ = ["CaseResult", "Doer", "Failed", "Measurer", "WorkerActor", "code", "undo_threads", "work_in"]
 
 _CODE = (".py", ".toml", ".cpp", ".h", ".json")
 
 
 @dataclass(frozen=True)
-class Measured:
+class CaseResult:
     """What came of a case."""
 
     rows: tuple[Row, ...]
@@ -105,7 +105,7 @@ class Measurer:
     def __init__(self, plan: Plan, folder: str) -> None:
         work_in(folder)
         self._plan, self._folder = plan, _InMemory()
-        self._messages: queue.SimpleQueue[SweepProgress | Measured | Failed] = queue.SimpleQueue()
+        self._messages: queue.SimpleQueue[SweepProgress | CaseResult | Failed] = queue.SimpleQueue()
         self._runner = Runner(plan, self._folder, progress=self._messages.put)
 
     def examine(self, cases: Sequence[Case], sources: Mapping[str, str | None], evaluates: bool) -> dict[str, Any]:
@@ -129,7 +129,7 @@ class Measurer:
         threads = max(case.threads for case in cases)
         return {"state": state(threads), "hardware": json.dumps(hardware(), sort_keys=True)}
 
-    def measure(self, case: Case, known: Sequence[Row]) -> Iterator[SweepProgress | Measured | Failed]:
+    def measure(self, case: Case, known: Sequence[Row]) -> Iterator[SweepProgress | CaseResult | Failed]:
         """Measure a case: yield each stage that it is in, and at the end what came of it.
 
         `known` are rows of the sweep that say how the case's dense side is run.
@@ -149,14 +149,14 @@ class Measurer:
             header = self._folder.header
             ids = {row.environment_id for row in rows}
             environments = {key: found for key, found in header["environments"].items() if key in ids}
-            self._messages.put(Measured(tuple(rows), environments, header["peaks"]))
+            self._messages.put(CaseResult(tuple(rows), environments, header["peaks"]))
         except UserError as error:
             self._messages.put(Failed(str(error)))
         except Exception as error:  # noqa: BLE001  the driver says it, in a line
             self._messages.put(Failed(said(error)))
 
 
-class Host:
+class WorkerActor:
     """Has one measuring process, which trains, say, beside others.
 
     Args:

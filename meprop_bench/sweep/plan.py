@@ -32,8 +32,8 @@ from meprop_bench.tasks.build import is_model, is_pickled, source_of
 from meprop_bench.workloads.case import DATA, ONE_WIDTH, TEXT, WORKLOADS, Case
 
 __all__ = [
-    "CHECKS", "Plan", "Preset", "load_preset", "one_case", "parse_axis", "plan_axes", "plan_of", "plan_preset",
-    "preset_names", "process_of",
+    "CHECKS", "Plan", "Preset", "given_axes", "load_preset", "one_case", "parse_axis", "plan_axes", "plan_of",
+    "plan_preset", "preset_names", "process_of",
 ]  # fmt: skip
 
 CHECKS = ("gradients", "accuracy")
@@ -207,6 +207,16 @@ def parse_axis(axis: str, texts: Iterable[str]) -> list[Any]:
     """
     between = r",(?=[^,;=]*=)" if axis == "options" else ","
     return [AXES[axis].read(word.strip()) for text in texts for word in re.split(between, text)]
+
+
+def given_axes(options: dict[str, Any]) -> dict[str, list[Any]]:
+    """Take the axes out of a command's options, and return the values of those that were given (else `UserError`)."""
+    texts = {name: options.pop(name.replace("-", "_")) for name in AXES}
+    return {
+        name: parse_axis(name, [text] if isinstance(text, str) else text)
+        for name, text in texts.items()
+        if text not in (None, ())
+    }
 
 
 def plan_of(record: Mapping[str, Any], models: Collection[str] = ()) -> Plan:

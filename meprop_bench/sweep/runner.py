@@ -20,7 +20,7 @@ them takes ten seconds on two cores. They are still fresh for the sweep; what an
 the same for both sides.
 
 A worker that dies or runs out of memory costs its case alone, which gets a row that says so; so does a case that its
-kernel refuses or that a GPU has no room for, and the processes go on with the next one. Cases that a deadline
+kernel refuses or that does not fit into a GPU, and the processes go on with the next one. Cases that a deadline
 leaves out have no row, so that a resumed run measures them.
 """
 

@@ -202,7 +202,7 @@ def baseline(
     from meprop_bench.measure.clock import clock_for
     from meprop_bench.workloads import DenseSide, choose
 
-    _make_room(session, case)
+    _discard_last(session, case)
     assert session.case is not None
     clock = _alike(clock_for(session.case.device, caches=session.case.caches))
     with _kernels_own_errors():
@@ -215,7 +215,7 @@ def setup(session: Session, case: Mapping[str, Any], baseline: Mapping[str, Any]
     """Set a case up."""
     from meprop_bench import workloads
 
-    _make_room(session, case)
+    _discard_last(session, case)
     assert session.case is not None
     chosen = workloads.DenseSide.from_json(baseline) if baseline else None
     # What is compiled is compiled for the threads that torch has then.
@@ -235,7 +235,7 @@ def setup(session: Session, case: Mapping[str, Any], baseline: Mapping[str, Any]
     }
 
 
-def _make_room(session: Session, case: Mapping[str, Any]) -> None:
+def _discard_last(session: Session, case: Mapping[str, Any]) -> None:
     """Let the last case's memory go, before the next one's is taken."""
     from meprop_bench.workloads import Case
 

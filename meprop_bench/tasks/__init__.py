@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from meprop_bench.errors import UserError
+from meprop_bench.errors import UserError, one_of
 from meprop_bench.tasks.build import is_model
 
 if TYPE_CHECKING:
@@ -111,8 +111,8 @@ def load_task(name: str, **options: Any) -> Task:
     """
     if is_model(name):
         options["name"] = name
-    elif name not in TASKS:
-        raise UserError(f"there is no task {name!r}: choose from {', '.join(TASKS)}")
+    else:
+        one_of("task", name, TASKS)
     known = task_options(name)
     for option in options.keys() - {"name"}:
         if option not in known:

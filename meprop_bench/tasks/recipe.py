@@ -96,8 +96,7 @@ class Recipe:
     def __post_init__(self) -> None:
         optimizers = (*OPTIMIZERS, "own") if is_model(self.task) else tuple(OPTIMIZERS)
         for what, known in (("method", METHODS), ("optimizer", optimizers), ("schedule", SCHEDULES)):
-            if (name := getattr(self, what)) not in known:
-                raise UserError(f"there is no {what} {name!r}: choose from {', '.join(known)}")
+            one_of(what, getattr(self, what), known)
         self._check_method()
         self._check_ranks()
         for name, least in (("epochs", 1), ("evaluations", 1), ("best_after", 0)):
@@ -279,8 +278,7 @@ def _fitting(pattern: str, names: Iterable[str]) -> list[str]:
 
 def _algorithm(name: str, details: Mapping[str, Any]) -> Algorithm:
     """Return the algorithm of that name; UserError for a field that it has not, or lacks."""
-    if name not in ALGORITHMS:
-        raise UserError(f"there is no algorithm {name!r}: choose from {', '.join(ALGORITHMS)}")
+    one_of("algorithm", name, ALGORITHMS)
     known = [spec.name for spec in fields(ALGORITHMS[name])]
     for detail in details:
         if detail not in known:

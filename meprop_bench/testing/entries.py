@@ -13,7 +13,7 @@ from typing import Any
 __all__ = ["another", "enter"]
 
 
-class _Replay:
+class _ReplayTimer:
     """A timer that gives values measured elsewhere, one for each call of `step`."""
 
     def __init__(self, values_s: Sequence[float]) -> None:
@@ -28,7 +28,7 @@ class _Replay:
 
 def enter(benchmark: Any, values_s: Sequence[float], extra: Mapping[str, Any]) -> None:
     """Have the fixture `benchmark` take values, seconds for one call, as its rounds, and more for `extra_info`."""
-    replay = _Replay(values_s)
+    replay = _ReplayTimer(values_s)
     benchmark._timer = replay.now
     benchmark.cprofile = False  # there is nothing to see
     benchmark.extra_info.update(extra)

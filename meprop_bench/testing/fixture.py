@@ -36,7 +36,7 @@ class PairedWarning(pytest.PytestWarning):
     """Something of a test that makes its claim worth less than it looks."""
 
 
-class Source(Protocol):
+class EvidenceSource(Protocol):
     """What evidence comes from."""
 
     @property
@@ -82,7 +82,7 @@ class Surroundings:
             print(f"\n{self.request.node.name}: {line}", end="", file=sys.stderr, flush=True)
 
     def settle(
-        self, claim: Claim, make: Callable[[], Source], budget: float | None, confidence: float
+        self, claim: Claim, make: Callable[[], EvidenceSource], budget: float | None, confidence: float
     ) -> Decision | None:
         """Decide a claim and end the test where it does not hold; None where nothing is judged."""
         __tracebackhide__ = True
@@ -94,7 +94,7 @@ class Surroundings:
             line = str(error)
         pytest.fail(line)
 
-    def _settle(self, claim: Claim, source: Source, budget: float | None, confidence: float) -> Decision | None:
+    def _settle(self, claim: Claim, source: EvidenceSource, budget: float | None, confidence: float) -> Decision | None:
         __tracebackhide__ = True
         config = self.request.config
         disabled = self.benchmark is not None and self.benchmark.disabled
@@ -124,7 +124,7 @@ class Surroundings:
     def _record(self, line: str) -> None:
         self.request.node.user_properties.append(("paired", line))
 
-    def _warn_of_changes(self, source: Source) -> None:
+    def _warn_of_changes(self, source: EvidenceSource) -> None:
         for name in source.changed:
             self.request.node.warn(
                 PairedWarning(
@@ -262,7 +262,7 @@ class PairedCall:
         functions = Functions(other._timed, self._timed, same_result)
         names = (other._name, self._name) if other._name != self._name else (f"the other {other._name}", self._name)
 
-        def make() -> Source:
+        def make() -> EvidenceSource:
             rounds = rounds_of(around.request)
             return FunctionTimes(
                 names, sent(functions, around.modules), waiting=around.say, least_pairs=rounds, seed=_SEED
@@ -303,7 +303,7 @@ class PairedTraining:
 
         with ExitStack() as stack:
 
-            def make() -> Source:
+            def make() -> EvidenceSource:
                 model = stack.enter_context(named(self._build))
                 return TrainingTimes(case_of(model, self._axes), self._phase, waiting=around.say, seed=_SEED)
 

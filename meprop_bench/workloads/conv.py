@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from meprop_bench.ops import resolve_k
 from meprop_bench.ops.conv import conv2d, get
-from meprop_bench.ops.conv.auto import Auto
+from meprop_bench.ops.conv.auto import AutoConv
 from meprop_bench.ops.conv.geometry import Geometry
 from meprop_bench.ops.cost import conv_backward, conv_forward
 from meprop_bench.ops.kernels import Request
@@ -69,4 +69,4 @@ def _kernel_that_runs(case: Case, dy: Tensor, x: Tensor, w: Tensor, k: int) -> s
         return "dense"
     kernel = get(case.kernel)
     request = Request(k, case.selection, False, True, True, True)
-    return (kernel.choose(dy, x, w, _PLAIN, request) if isinstance(kernel, Auto) else kernel).name
+    return (kernel.choose(dy, x, w, _PLAIN, request) if isinstance(kernel, AutoConv) else kernel).name

@@ -44,7 +44,7 @@ class _Dense(Step):
 
 
 @dataclass(frozen=True, eq=False)
-class _Active(Step):
+class _MeActStep(Step):
     """A step through the active neurons of each example; through all of them, and recorded, until these are fixed."""
 
     act: MeAct
@@ -64,7 +64,7 @@ def setup(case: Case, how: DenseSide) -> Prepared:
     plain, masked = (build_model(case, data, sparsified=False, seed=case.seed) for _ in range(2))
     act = MeAct(masked, examples)
     optimizers = [how.optimizer_of(case, each.parameters(), sparsified=each is masked) for each in (plain, masked)]
-    dense, active = _Dense(plain, optimizers[0]), _Active(masked, optimizers[1], act)
+    dense, active = _Dense(plain, optimizers[0]), _MeActStep(masked, optimizers[1], act)
     for batch in itertools.islice(itertools.cycle(stream), _PASSES * len(stream)):
         dense(batch)
         active(batch)
@@ -96,7 +96,7 @@ def _stream(case: Case, data: ImageData) -> tuple[list[_Batch], int]:
     ], len(order)
 
 
-def _check(step: _Active, batch: _Batch) -> str:
+def _check(step: _MeActStep, batch: _Batch) -> str:
     """Compare all gradients with those of Algorithm 3 written out: y ⊙ active, layer by layer."""
     images, labels, ids = batch
     layers = [(name, layer) for name, layer in step.model.named_modules() if isinstance(layer, nn.Linear)]

@@ -15,7 +15,7 @@ import pytest
 import meprop_bench.doctor as package
 from meprop_bench import cli
 from meprop_bench.doctor import noise
-from meprop_bench.doctor.finding import SECTIONS, Finding
+from meprop_bench.doctor.check_result import SECTIONS, CheckResult
 from meprop_bench.measure.worker import WorkerDied
 
 
@@ -29,7 +29,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], 
 
     def judged(state: Any) -> None:
         monkeypatch.setattr(
-            package.machine, "machine_state", lambda *_: [Finding("machine", "others", state, "so busy")]
+            package.machine, "machine_state", lambda *_: [CheckResult("machine", "others", state, "so busy")]
         )
 
     judged("ok")
@@ -47,7 +47,7 @@ class _Nobody:
 def trial(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Replace the measuring process: it finds something, or dies."""
 
-    def replaced(found: list[Finding] | Exception) -> None:
+    def replaced(found: list[CheckResult] | Exception) -> None:
         def measure(*_: object) -> Any:
             if isinstance(found, Exception):
                 raise found
@@ -119,7 +119,7 @@ def test_the_noise_decides(
     trial: Callable[..., None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    trial([Finding("noise", "A/A", state, "identical code")])
+    trial([CheckResult("noise", "A/A", state, "identical code")])
     before = _Nobody.closed
     found, out, _ = doctor(capsys)
     assert (found, "identical code" in out) == (code, True)

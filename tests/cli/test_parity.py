@@ -274,7 +274,7 @@ def test_its_folder_has_the_page_that_an_index_links_to(tmp_path, capsys, monkey
         ([], "nothing to compare"),
         (["--k", "3", "--seeds", "0"], "seeds must be"),
         (["--k", "3", "--margin", "-1"], "margin must be"),
-        (["--k", "3", "--optimizer", "adm"], "there is no optimizer"),
+        (["--k", "3", "--optimizer", "adm"], "unknown optimizer"),
         (["--k", "3", "--threads", "0"], "threads must be"),
         (["--k", "3", "--device", "cuda:99"], "the device cuda:99 is not there"),
         (["--k", "3", "--exchange", "gathered"], "exchange 'gathered' is of several processes: add --world-size 2"),

@@ -202,7 +202,7 @@ def test_a_damaged_folder_is_one_line(tmp_path, capsys, name):
         (["--method", "meprop"], "needs k"),
         (["--rate", "0.1"], "rate needs an algorithm"),
         (["--algorithm", "mesimp"], "meSimp does not fit"),
-        (["--optimizer", "adm"], "there is no optimizer"),
+        (["--optimizer", "adm"], "unknown optimizer"),
         (["--epochs", "0"], "epochs must be"),
         (["--seed", "-1"], "seed must be"),
         (["--device", "cuda:99"], "the device cuda:99 is not there"),

@@ -11,7 +11,7 @@ from meprop_bench.doctor.configuration import asv, preset, project
 _SOUND = 'name = "mine"\nanalysis = "why"\nchecks = ["gradients"]\n[[sweep]]\nk = [2, 4]\nmethod = "unified"\n'
 
 
-def states(findings: list[configuration.Finding]) -> list[str]:
+def states(findings: list[configuration.CheckResult]) -> list[str]:
     return [finding.state for finding in findings]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from meprop_bench.doctor.finding import Finding
+from meprop_bench.doctor.check_result import CheckResult
 from meprop_bench.doctor.machine import allocators, clock, machine_state
 from meprop_bench.measure import machine as instrument
 from meprop_bench.measure.allocator import ALLOCATORS
@@ -47,7 +47,7 @@ def state_of(**changes: Any) -> dict[str, Any]:
     return {**found, "warnings": lines, "unavailable": {"cpu_limit": "no control group"}}
 
 
-def by_check(findings: list[Finding]) -> dict[str, Finding]:
+def by_check(findings: list[CheckResult]) -> dict[str, CheckResult]:
     return {finding.check: finding for finding in findings}
 
 

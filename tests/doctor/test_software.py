@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from meprop_bench.doctor import software
-from meprop_bench.doctor.finding import Finding
+from meprop_bench.doctor.check_result import CheckResult
 from meprop_bench.measure.sampler import SampleSummary
 from meprop_bench.ops.kernels import compiled
 from meprop_bench.ops.node import SWITCH
@@ -15,7 +15,7 @@ from meprop_bench.ops.node import SWITCH
 _TORCH = {"torch": "2.13.0+cpu", "blas": "mkl", "cpu_capability": "AVX2", "openmp": "4.5", "unavailable": {}}
 
 
-def by_check(findings: list[Finding]) -> dict[str, Finding]:
+def by_check(findings: list[CheckResult]) -> dict[str, CheckResult]:
     return {finding.check: finding for finding in findings}
 
 
@@ -35,7 +35,7 @@ def test_what_is_missing_names_its_extra(installed: dict[str, str], monkeypatch:
     )
     installed |= {"matplotlib": "3.9", "asv": "0.6.6", "pytest-benchmark": "5.0"}
     found = by_check(software.software(_TORCH))
-    assert found["torch"] == Finding("software", "torch", "ok", "2.13.0+cpu, mkl, AVX2, OpenMP 4.5")
+    assert found["torch"] == CheckResult("software", "torch", "ok", "2.13.0+cpu, mkl, AVX2, OpenMP 4.5")
     assert (found["kernels"].state, found["kernels"].advice) == ("note", "pip install 'meprop-bench[cpu]'")
     assert found["report"].text == "matplotlib 3.9, jinja2 not installed"
     assert found["report"].advice == "pip install 'meprop-bench[report]'"
@@ -132,7 +132,7 @@ def test_kernels_that_cannot_be_used_say_why(
     monkeypatch.setattr(compiled, "unavailable_reason", lambda: reason)
     found = software.kernels(frozenset(), frozenset({"a"}), loaded=False)
     text = f"{reason}; layers run on torch's operators, several times slower"
-    assert found == Finding("software", "native kernels", "warning", text, advice)
+    assert found == CheckResult("software", "native kernels", "warning", text, advice)
 
 
 def test_without_numba_there_is_no_cache(

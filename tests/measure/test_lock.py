@@ -213,7 +213,7 @@ def test_containers_that_share_tmp_wait_for_each_other(device: str, tmp_path: Pa
     folders = [tmp_path / name for name in "ab"]
     for folder in folders:
         folder.mkdir()
-    other = _JOB.replace("def waiting", "lock._Name = lock._File\nlock.sys.platform = 'other'\ndef waiting")
+    other = _JOB.replace("def waiting", "lock._Name = lock._LockedFile\nlock.sys.platform = 'other'\ndef waiting")
     env = {name: value for name, value in os.environ.items() if name != FOLDER}
     pipe = subprocess.PIPE
     jobs = []

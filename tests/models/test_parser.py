@@ -41,7 +41,7 @@ def test_features_name_what_stands_at_the_places():
     states = States(np.array([2], np.int32), 2)
     rows = np.zeros(1, np.int32)
     states.take(rows, np.zeros(1, np.int32))
-    found = features(ints([7, 8, 9]), ints([2, 3, 4]), rows, *states.look(rows), (10, 5, 2))[0].tolist()
+    found = features(ints([7, 8, 9]), ints([2, 3, 4]), rows, *states.positions(rows), (10, 5, 2))[0].tolist()
     none = [10] * 12
     assert found[:18] == [8, 7, 10, 9, 10, 10, *none]  # s1, the root, none; b1, none, none
     assert found[18:36] == [3, 2, 5, 4, 5, 5, *[5] * 12]

@@ -793,8 +793,8 @@ def test_a_step_of_a_layer_does_not_wait(kind):
 def test_looking_in_cxx_and_in_python_agree(kind, monkeypatch):
     """Of gradients that compiled code takes, and of those that it leaves."""
     found = []
-    for look in (node.gradients(), None):
-        monkeypatch.setattr(table, "_look", lambda look=look: look)
+    for find in (node.gradients(), None):
+        monkeypatch.setattr(table, "_find_gradients", lambda find=find: find)
         places = []
         table_of = table.Table.places
 

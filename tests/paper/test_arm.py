@@ -1,7 +1,7 @@
 import pytest
 
 from meprop_bench.errors import UserError
-from meprop_bench.paper.arm import Arm, train_arm
+from meprop_bench.paper.arm import PaperArm, train_arm
 from meprop_bench.paper.experiment import experiment
 from meprop_bench.paper.published import PublishedSetting, table
 from meprop_bench.tasks.algorithm import Alternation, MinimalActivation, Simplification
@@ -10,7 +10,7 @@ SMALL = {"hidden": 16, "layers": 2, "batch": 50, "optimizer": "adam"}
 
 
 def arm(epochs=1, watched=False, **setting):
-    return Arm("digits", "digits", PublishedSetting(**{**SMALL, **setting}), epochs, examples=200, watched=watched)
+    return PaperArm("digits", "digits", PublishedSetting(**{**SMALL, **setting}), epochs, examples=200, watched=watched)
 
 
 def test_a_setting_becomes_a_recipe():
@@ -29,8 +29,8 @@ def test_an_arm_keeps_the_id_that_stored_trainings_have():
     setting = {"method": "meprop", "k": 20, "hidden": 500, "layers": 2, "batch": 10, "dropout": 0.0}
     setting |= {"activation": "sigmoid", "optimizer": "adam", "learning_rate": 0.001}
     record = {"task": "mnist", "data": "mnist", "setting": setting, "epochs": 8, "watched": False}
-    assert Arm.from_json(record).to_json() == record
-    assert Arm.from_json(record).arm_id == "9801edfa0b56"
+    assert PaperArm.from_json(record).to_json() == record
+    assert PaperArm.from_json(record).arm_id == "9801edfa0b56"
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_an_arm_is_trained_the_same_for_the_same_seed(setting):
 @pytest.mark.parametrize("task", ["toy-pos", "toy-parsing"])
 def test_tagger_and_parser_are_simplified(task):
     setting = PublishedSetting(method="mesimp", k=4, rate=0.5, hidden=16, batch=32, optimizer="adam")
-    found = train_arm(Arm(task, "text", setting, 2, examples=100), 1)
+    found = train_arm(PaperArm(task, "text", setting, 2, examples=100), 1)
     assert found.sizes["size"] < 16
     assert found.test is not None
 
@@ -78,7 +78,7 @@ def test_parameters_that_mesimp_removes_cannot_be_watched():
 
 def test_a_translator_is_sparsified_alternately_and_the_others_are_not():
     def algorithm(task, method, k=None):
-        return Arm(task, "text", PublishedSetting(method=method, k=k, batch=64), 3).recipe().along
+        return PaperArm(task, "text", PublishedSetting(method=method, k=k, batch=64), 3).recipe().along
 
     assert algorithm("translation", "meprop", 0.0625) == algorithm("toy-translation", "meprop", 0.0625) == Alternation()
     assert algorithm("translation", "dense") is None

@@ -11,7 +11,7 @@ from meprop_bench.models.parser import Parser
 from meprop_bench.models.tagger import Tagger
 from meprop_bench.paper.claims import judge
 from meprop_bench.paper.evidence import lines
-from meprop_bench.paper.experiment import Arm, experiment
+from meprop_bench.paper.experiment import PaperArm, experiment
 from meprop_bench.paper.published import PublishedSetting, table
 from meprop_bench.paper.records import DECODINGS, Decoding, Decodings, TrainedArm, Trainings, sizes_of
 from meprop_bench.paper.requests import Decoders, cut_layers, multiplications
@@ -53,7 +53,7 @@ def test_what_cannot_be_cut_is_refused(sizes):
 
 def test_decoding_is_timed_in_pairs():
     setting = PublishedSetting(method="mesimp", k=4, rate=0.1, hidden=16, layers=2, batch=50, optimizer="adam")
-    decoders = Decoders(Arm("digits", "digits", setting, 1, examples=100), {"linear0": 3, "linear1": 2})
+    decoders = Decoders(PaperArm("digits", "digits", setting, 1, examples=100), {"linear0": 3, "linear1": 2})
     before, after = map(multiplications, decoders.models)
     assert (before, after) == (64 * 16 + 16 * 16 + 16 * 10, 64 * 3 + 3 * 2 + 2 * 10)
     pairs = decoders.pairs(0.0, 1)
@@ -68,7 +68,7 @@ def test_what_was_cut_amiss_is_not_timed(monkeypatch):
     monkeypatch.setattr("meprop_bench.paper.requests.remove", amiss)
     setting = PublishedSetting(method="mesimp", k=4, rate=0.1, hidden=16, layers=2, batch=50, optimizer="adam")
     with pytest.raises(ValueError, match="the cut model's output is off by"):
-        Decoders(Arm("digits", "digits", setting, 1, examples=100), {"linear0": 3, "linear1": 2})
+        Decoders(PaperArm("digits", "digits", setting, 1, examples=100), {"linear0": 3, "linear1": 2})
 
 
 def test_decodings_survive_the_file_and_a_damaged_one_is_an_error(tmp_path):

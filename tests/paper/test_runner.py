@@ -29,10 +29,10 @@ class Worker:
         self.asked.append((arm["setting"]["method"], seed))
         if fault := self.faults.pop((arm["setting"]["method"], seed), None):
             raise fault
-        from meprop_bench.paper.experiment import Arm
+        from meprop_bench.paper.experiment import PaperArm
 
         test = 90.0 + seed / 10 + (arm["setting"]["method"] != "dense")
-        wanted = Arm.from_json(arm)
+        wanted = PaperArm.from_json(arm)
         course = tuple(ArmEvaluation(float(epoch), 0.1, 91.0 - epoch) for epoch in range(1, wanted.epochs + 1))
         figures = {"evaluations": course, "best_epoch": 1.0, "best_dev": 90.0, "test": test}
         return TrainedArm(arm_id=wanted.arm_id, seed=seed, **figures).to_json()

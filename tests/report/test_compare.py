@@ -10,12 +10,11 @@ import pytest
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.report.compare import compare
 from meprop_bench.report.document import Document
-from meprop_bench.report.formats import as_csv
-from meprop_bench.report.markdown import as_markdown
 from meprop_bench.report.page import as_html
 from meprop_bench.report.terminal import as_table
 from meprop_bench.results.axes import AXES
 from meprop_bench.stats import independent_estimate
+from tests.report.texts import as_csv, as_markdown
 
 
 def document(rows, title="base", environments=None):

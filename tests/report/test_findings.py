@@ -10,12 +10,13 @@ import pytest
 
 from meprop_bench.report.document import Document
 from meprop_bench.report.findings import findings
-from meprop_bench.report.formats import as_csv, as_json
+from meprop_bench.report.formats import as_json
 from meprop_bench.report.fragment import as_fragment
-from meprop_bench.report.markdown import as_markdown, as_readme
+from meprop_bench.report.markdown import as_readme
 from meprop_bench.report.page import as_html
 from meprop_bench.report.sections import distinct_rows
 from meprop_bench.report.terminal import as_table
+from tests.report.texts import as_csv, as_markdown
 
 _STEP = {"workload": "mlp", "phase": "step", "optimizer": "adagrad", "data": "mnist", "in_features": 784, "layers": 2}
 _PASS = "and accuracy holds within 0.5 points (+0.04 [-0.26, +0.34])"

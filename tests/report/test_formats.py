@@ -5,9 +5,10 @@ import random
 
 import pytest
 
-from meprop_bench.report.formats import _texts, as_csv, as_json, write_as
-from meprop_bench.report.terminal import as_table
+from meprop_bench.report.formats import _texts, as_json
+from meprop_bench.report.terminal import as_table, write_as
 from meprop_bench.results.schema import Row
+from tests.report.texts import as_csv
 
 
 def test_json_is_the_promised_object_and_gives_the_rows_back(document, rows):

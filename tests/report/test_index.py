@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from meprop_bench.cli.report import command
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.report import index as index_module
-from meprop_bench.report.index import Entry, Index, Notes, as_page, notes_of, results_below
+from meprop_bench.report.index import Index, ListedResult, Notes, as_page, notes_of, results_below
 from meprop_bench.results.baselines import Baselines
 from meprop_bench.results.store import ENVIRONMENT, MEASUREMENTS, Store
 
@@ -129,7 +129,7 @@ def test_no_result_is_said(tmp_path):
 
 def test_the_page_is_bounded(monkeypatch):
     monkeypatch.setattr(index_module, "MOST", 3)
-    entries = [Entry(f"folder-{n}", f"2026-03-{n:02}", "Measurements", "q", (), "v") for n in range(1, 8)]
+    entries = [ListedResult(f"folder-{n}", f"2026-03-{n:02}", "Measurements", "q", (), "v") for n in range(1, 8)]
     text = as_page(Index(entries, "c"), trends=False)
     assert [f"folder-{n}" in text for n in range(1, 8)] == [False] * 4 + [True] * 3
     assert "4 older results are not listed" in text
@@ -160,7 +160,7 @@ def test_the_same_results_give_the_same_page(make):
 def test_a_doubt_stands_before_the_verdict(document):
     doubted = replace(document)
     object.__setattr__(doubted, "doubts", ["The machine was busy."])
-    entry = Entry.of("x", doubted, kind="Measurements")
+    entry = ListedResult.of("x", doubted, kind="Measurements")
     assert entry.cells()[-1].text.startswith("The machine was busy.")
     assert entry.cells()[-1].tone == "bad"
     assert Notes().title == "Reports"

@@ -8,7 +8,7 @@ pytest.importorskip("jinja2", reason="needs the report extra")
 pytest.importorskip("matplotlib", reason="needs the report extra")
 from meprop_bench.report.compare import compare
 from meprop_bench.report.document import Document
-from meprop_bench.report.index import Entry, Index, Notes, write_index
+from meprop_bench.report.index import Index, ListedResult, Notes, write_index
 from meprop_bench.report.page import as_html
 from meprop_bench.report.trends import Trends
 from tests.report.browser import CUT, WIDTHS
@@ -42,7 +42,7 @@ def folder(tmp_path_factory):
     for run in range(12):
         trends.add(f"2026-03-{run + 1:02}_amd-epyc-2c_quick", result(run, 1.0 if run < 6 else 1.4))
     entries = [
-        Entry(f"2026-03-{day:02}_amd-epyc-2c_paper-icml-3-short-2", f"2026-03-{day:02}T00:00:00", "Measurements",
+        ListedResult(f"2026-03-{day:02}_amd-epyc-2c_paper-icml-3-short-2", f"2026-03-{day:02}T00:00:00", "Measurements",
               QUESTION, ("AMD EPYC, 2 cores, AVX512",), VERDICT, paged=day % 2 == 0)
         for day in range(1, 9)
     ]  # fmt: skip

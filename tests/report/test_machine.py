@@ -9,9 +9,10 @@ import pytest
 
 from meprop_bench.measure.peaks import Peaks
 from meprop_bench.report.document import Document
-from meprop_bench.report.formats import FORMATS, as_csv, write_as
 from meprop_bench.report.machine import peaks_of, saving_sections, utilization_section
+from meprop_bench.report.terminal import write_as
 from meprop_bench.results.schema import Row, Utilization
+from tests.report.texts import as_csv
 
 ONE = {"flops_per_s": {"float32": 1e11}, "bandwidth": [[1 << 16, 8e10], [1 << 29, 2e10]]}
 BETTER = {"flops_per_s": {"float32": 2e11}, "bandwidth": [[1 << 29, 1e10]]}
@@ -170,7 +171,7 @@ def test_why_a_figure_is_missing_is_said_once(watched):
 def test_every_format_shows_it(watched, document):
     pytest.importorskip("jinja2", reason="the page needs the report extra")
     shown = replace(document, rows=[*document.rows, watched("w", found=GPU)])
-    for form in FORMATS:
+    for form in ("table", "json", "md", "csv", "html"):
         target = io.StringIO()
         write_as(form, shown, target)
         words = {"json": '"power_w": 412.6', "csv": "412.6"}.get(form, "413 W → 413 W")

@@ -1,7 +1,8 @@
 import re
 
 from meprop_bench.report.document import Document
-from meprop_bench.report.markdown import as_markdown, as_readme
+from meprop_bench.report.markdown import as_readme
+from tests.report.texts import as_markdown
 
 
 def test_the_readme_says_what_made_it_and_how_to_read_it(document):

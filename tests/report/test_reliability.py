@@ -13,8 +13,8 @@ import pytest
 from meprop_bench.measure.paired import Measurement
 from meprop_bench.report.compare import compare
 from meprop_bench.report.document import Document
-from meprop_bench.report.formats import as_csv, as_json
-from meprop_bench.report.markdown import as_markdown, as_readme
+from meprop_bench.report.formats import as_json
+from meprop_bench.report.markdown import as_readme
 from meprop_bench.report.reliability import (
     disagreement,
     judged_runs,
@@ -27,6 +27,7 @@ from meprop_bench.results.axes import DENSE_AXES
 from meprop_bench.results.schema import Row
 from meprop_bench.stats import holm, ratio_p_value
 from meprop_bench.workloads.case import Case
+from tests.report.texts import as_csv, as_markdown
 
 METHODS_REPORT = Path(__file__).parents[2] / "reports" / "2026-11-21_amd-epyc-2c_methods"
 

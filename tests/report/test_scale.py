@@ -12,12 +12,11 @@ import pytest
 from meprop_bench.measure.many import settle
 from meprop_bench.measure.paired import Measurement
 from meprop_bench.report.document import Document
-from meprop_bench.report.formats import as_csv
 from meprop_bench.report.machine import saving_sections
-from meprop_bench.report.markdown import as_markdown
 from meprop_bench.report.sections import sections
 from meprop_bench.results.schema import Row
 from meprop_bench.results.store import MEASUREMENTS, Store
+from tests.report.texts import as_csv, as_markdown
 
 
 @pytest.fixture

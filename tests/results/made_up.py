@@ -13,7 +13,6 @@ from typing import Any
 
 from meprop_bench.api import measure
 from meprop_bench.cli import run
-from meprop_bench.cli.options import given_axes
 from meprop_bench.errors import UserError
 from meprop_bench.gate import targets
 from meprop_bench.report import parquet
@@ -21,7 +20,7 @@ from meprop_bench.report.asv import export
 from meprop_bench.report.best import chosen
 from meprop_bench.report.compare import compare
 from meprop_bench.report.document import Document
-from meprop_bench.report.formats import as_csv
+from meprop_bench.report.formats import pieces
 from meprop_bench.report.page.grid import columns_of
 from meprop_bench.report.plots import grouping
 from meprop_bench.report.reliability import with_disagreements
@@ -29,7 +28,7 @@ from meprop_bench.report.sections import sections
 from meprop_bench.results.axes import AXES, case_name
 from meprop_bench.results.schema import PASSED, Row
 from meprop_bench.results.store import Store
-from meprop_bench.sweep.plan import load_preset, plan_axes, plan_preset
+from meprop_bench.sweep.plan import given_axes, load_preset, plan_axes, plan_preset
 from meprop_bench.sweep.rows import failed_row
 from meprop_bench.sweep.suite import Grid
 from meprop_bench.testing.trainings import case_of
@@ -131,7 +130,7 @@ print(
             "above a table": sections(ROWS[1:])[0].constants,
             "not above a table": sections(ROWS[:1])[0].constants,
             "line of a plot": grouping.line_of(ROWS[1]),
-            "csv": "ballast" in as_csv(DOCUMENT).partition("\n")[0].split(","),
+            "csv": "ballast" in next(iter(pieces("csv", DOCUMENT))).partition("\n")[0].split(","),
             "dense times that may differ": with_disagreements([ROWS[0], apart])[0].baseline_disagreement,
             "export asv": exported(),
             "page": [column.texts for column in columns_of(ROWS, frozenset())[0] if column.head == "ballast"],
@@ -141,7 +140,7 @@ print(
             "claim of a test": case_of("m.py:build", {"ballast": 3}).ballast,
             "model of a gate": [case.ballast for case in targets._models({"model": "m.py:build", "ballast": [1, 3]})],
             "compare": [row["ballast"] for row in compared.to_json()["rows"]],
-            "compare, csv": "ballast" in as_csv(compared).partition("\n")[0].split(","),
+            "compare, csv": "ballast" in next(iter(pieces("csv", compared))).partition("\n")[0].split(","),
             "compare, column": "ballast" in compared.sections[0].columns,
             "suites' grid": Grid.of(CASES).names[-1],
             "extra_info": "ballast" in module("benchmarks/pytest_suite/conftest.py")._EXTRA,

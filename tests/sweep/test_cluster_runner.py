@@ -13,22 +13,22 @@ from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.results.schema import Row
 from meprop_bench.results.store import MEASUREMENTS, Store
 from meprop_bench.sweep import cluster_runner
-from meprop_bench.sweep.cluster import Node, NodeLost
+from meprop_bench.sweep.cluster import ClusterNode, NodeLost
 from meprop_bench.sweep.cluster_runner import ClusterRunner
 from meprop_bench.sweep.deadline import Deadline
-from meprop_bench.sweep.node import Failed, Measured
+from meprop_bench.sweep.node import CaseResult, Failed
 from meprop_bench.sweep.plan import Plan
 from meprop_bench.sweep.rows import failed_row
 from meprop_bench.sweep.runner import SweepProgress
 from meprop_bench.workloads.case import Case
 
-_A, _B = Node("a", "one", 4, 0), Node("b", "two", 2, 0)
+_A, _B = ClusterNode("a", "one", 4, 0), ClusterNode("b", "two", 2, 0)
 
 
 class _Process:
     """What a node is held by: it answers as soon as it is asked."""
 
-    def __init__(self, cluster: _Cluster, node: Node) -> None:
+    def __init__(self, cluster: _Cluster, node: ClusterNode) -> None:
         self.cluster, self.node = cluster, node
         self.examine, self.measure = self, self
         self.answers: list[Any] = []
@@ -48,27 +48,27 @@ class _Process:
 class _Cluster:
     """Nodes that measure in no time; `faults` are (node, k) whose node dies of it."""
 
-    def __init__(self, *nodes: Node, faults: Sequence[tuple[str, float]] = (), stays: bool = False) -> None:
+    def __init__(self, *nodes: ClusterNode, faults: Sequence[tuple[str, float]] = (), stays: bool = False) -> None:
         self.nodes, self.faults, self.stays = list(nodes), set(faults), stays
         self.refused: dict[str, str] = {}
         self.examined: dict[str, Any] = {}
         self.log: list[tuple[str, str, Any]] = []
         self.known: list[list[Row]] = []
         self.held: list[_Process] = []
-        self.joins: list[Node] = []
+        self.joins: list[ClusterNode] = []
         self.models: dict[str, str] = {}
-        self.looks = 0
+        self.refreshed = 0
 
-    def look(self, seconds: float = 0.0) -> None:
-        self.looks += 1
-        if self.looks > 3 and self.joins:
+    def refresh(self, seconds: float = 0.0) -> None:
+        self.refreshed += 1
+        if self.refreshed > 3 and self.joins:
             self.nodes.append(self.joins.pop())
 
-    def refuse(self, node: Node, reason: str) -> None:
+    def refuse(self, node: ClusterNode, reason: str) -> None:
         self.nodes.remove(node)
         self.refused[node.name] = reason
 
-    def hold(self, node: Node, device: str, kind: type, *arguments: object) -> _Process:
+    def hold(self, node: ClusterNode, device: str, kind: type, *arguments: object) -> _Process:
         self.held.append(process := _Process(self, node))
         return process
 
@@ -76,7 +76,7 @@ class _Cluster:
         self.held.remove(process)
 
     def first(self, waiting: list[_Process], seconds: float) -> list[_Process]:
-        return [waiting[self.looks % len(waiting)]]
+        return [waiting[self.refreshed % len(waiting)]]
 
     def answer(self, process: _Process, seconds: float | None = None) -> Any:
         found = process.answers.pop(0)
@@ -88,7 +88,7 @@ class _Cluster:
             raise found
         return found
 
-    def measure(self, node: Node, case: Case) -> list[Any]:
+    def measure(self, node: ClusterNode, case: Case) -> list[Any]:
         stage = SweepProgress(0, 1, case, "measuring", {"backward": 0.1}, 3.0)
         if (node.name, case.k) in self.faults:
             return [stage, NodeLost("gone")]
@@ -96,7 +96,7 @@ class _Cluster:
         if case.baseline == "best":
             row = _with(row, baseline_chosen="compiled")
         environment = {"device": "cpu", "cpu_model": self.models.get(node.name)}
-        return [stage, Measured((row,), {row.environment_id: environment}, {"cpu float32": _peaks(node.cpus)})]
+        return [stage, CaseResult((row,), {row.environment_id: environment}, {"cpu float32": _peaks(node.cpus)})]
 
     def measured(self) -> list[tuple[str, float]]:
         return [(name, what.k) for do, name, what in self.log if do == "measure"]
@@ -205,7 +205,7 @@ def test_without_a_node_it_ends_in_one_line_and_goes_on_with_those_of_another_ti
 def test_an_interrupt_ends_what_is_held_and_the_next_run_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     measure = _Cluster.measure
 
-    def interrupted(self: _Cluster, node: Node, case: Case) -> list[Any]:
+    def interrupted(self: _Cluster, node: ClusterNode, case: Case) -> list[Any]:
         return [KeyboardInterrupt()] if case.k == 5 else measure(self, node, case)
 
     monkeypatch.setattr(_Cluster, "measure", interrupted)
@@ -252,7 +252,7 @@ def test_a_case_goes_to_a_node_that_has_its_cores(run: Run) -> None:
 
 
 def test_gpus_of_a_node_are_held_one_by_one_and_after_the_cpu_is_given_back(run: Run) -> None:
-    cluster = _Cluster(Node("c", "three", 8, 2))
+    cluster = _Cluster(ClusterNode("c", "three", 8, 2))
     run(cluster, [Case(k=3, threads=1), *(Case(k=k, threads=8, device="cuda") for k in (4, 5))])
     assert [what if do == "measure" else do for do, _, what in cluster.log][:2] == ["examine", Case(k=3, threads=1)]
     assert sum(do == "examine" for do, _, _ in cluster.log) == 1 + 2
@@ -280,10 +280,10 @@ def test_the_deadline_leaves_cases_out(run: Run) -> None:
     clock = [0.0]
     cluster = _Cluster(_A)
 
-    def looked(seconds: float = 0.0) -> None:
+    def refreshed(seconds: float = 0.0) -> None:
         clock[0] += 4.0
 
-    cluster.look = looked  # type: ignore[method-assign]
+    cluster.refresh = refreshed  # type: ignore[method-assign]
     cases = _cases(*range(3, 13))
     store = run(cluster, cases, deadline=Deadline(20.0, lambda: clock[0]))
     assert store.left_out  # type: ignore[attr-defined]

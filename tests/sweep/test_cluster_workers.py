@@ -11,16 +11,16 @@ from meprop_bench.errors import UserError
 from meprop_bench.measure.pool import Pool
 from meprop_bench.measure.worker import WorkerDied, WorkerLost
 from meprop_bench.sweep import node
-from meprop_bench.sweep.cluster import Node, NodeLost
+from meprop_bench.sweep.cluster import ClusterNode, NodeLost
 from meprop_bench.sweep.cluster_workers import Hosts
 
-_A, _B = Node("a", "one", 4, 0), Node("b", "two", 3, 2)
+_A, _B = ClusterNode("a", "one", 4, 0), ClusterNode("b", "two", 3, 2)
 
 
 class _Process:
     """What runs on a node: each of its methods has a `remote` that gives what to ask the cluster for."""
 
-    def __init__(self, where: Node, held: object) -> None:
+    def __init__(self, where: ClusterNode, held: object) -> None:
         self.node, self.held = where, held
 
     def __getattr__(self, name: str) -> Any:
@@ -40,21 +40,21 @@ _DEAD: set[str] = set()
 
 
 class _Cluster:
-    def __init__(self, *nodes: Node) -> None:
+    def __init__(self, *nodes: ClusterNode) -> None:
         self.nodes, self.refused = list(nodes), {"three": "it has another version"}
         self.started: list[tuple[str, int, int]] = []
         self.ended: list[str] = []
 
-    def look(self, seconds: float = 0.0) -> None:
+    def refresh(self, seconds: float = 0.0) -> None:
         pass
 
     def start(
-        self, where: Node, kind: type, *arguments: object, cpus: int, gpus: int = 0, threads: int = 1
+        self, where: ClusterNode, kind: type, *arguments: object, cpus: int, gpus: int = 0, threads: int = 1
     ) -> _Process:
         self.started.append((where.name, cpus, gpus))
         return _Process(where, kind(*arguments))
 
-    def hold(self, where: Node, device: str, kind: type, *arguments: object) -> _Process:
+    def hold(self, where: ClusterNode, device: str, kind: type, *arguments: object) -> _Process:
         return self.start(where, kind, *arguments, cpus=where.cpus)
 
     def answer(self, ref: Callable[[], Any], seconds: float | None = None) -> Any:

@@ -14,7 +14,7 @@ from meprop_bench.measure.worker import WorkerDied
 from meprop_bench.results.schema import Row
 from meprop_bench.sweep import node
 from meprop_bench.sweep.cluster import _differs
-from meprop_bench.sweep.node import Failed, Host, Measured, Measurer, code, undo_threads
+from meprop_bench.sweep.node import CaseResult, Failed, Measurer, WorkerActor, code, undo_threads
 from meprop_bench.sweep.plan import Plan
 from meprop_bench.sweep.rows import failed_row
 from meprop_bench.sweep.runner import Runner, SweepProgress
@@ -65,7 +65,7 @@ def test_a_case_is_measured_as_at_home_and_its_rows_environments_and_peaks_are_s
     stage, found = measurer.measure(_CASE, [known])
     assert isinstance(stage, SweepProgress)
     assert stage.stage == "checking"
-    assert isinstance(found, Measured)
+    assert isinstance(found, CaseResult)
     assert [row.error for row in found.rows] == ["made up"]
     assert list(found.environments) == ["e1"]
     assert list(found.peaks) == ["cpu"]
@@ -109,7 +109,7 @@ def test_a_checkpoint_is_where_the_driver_has_it_or_with_the_node(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     worker = _Worker()
-    host = Host(lambda: worker, str(tmp_path))
+    host = WorkerActor(lambda: worker, str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
     for path in ("checkpoints/dense-1.pt", "elsewhere/dense-1.pt"):
         assert host.request({"do": "train", "checkpoint": path}, 1.0) == {"done": True}

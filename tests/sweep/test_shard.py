@@ -17,7 +17,8 @@ from meprop_bench.cli import run
 from meprop_bench.errors import ExitCode
 from meprop_bench.measure.peaks import Peaks, PeaksCache
 from meprop_bench.report.document import Document
-from meprop_bench.report.formats import write_as, write_report
+from meprop_bench.report.formats import write_report
+from meprop_bench.report.terminal import write_as
 from meprop_bench.results.shards import Shard, ShardOf
 from meprop_bench.results.store import ENVIRONMENT, MEASUREMENTS, Store
 from meprop_bench.sweep.parity import ParityPlan, compare

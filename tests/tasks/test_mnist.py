@@ -80,7 +80,7 @@ def test_options_are_those_of_the_constructor(digits):
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("mnst", {}, "there is no task 'mnst'"),
+        ("mnst", {}, "unknown task 'mnst': did you mean 'mnist'"),
         ("digits", {"depth": 3}, "the task digits has no depth: it has batch, hidden"),
         ("digits-cnn", {"hidden": 3}, "the task digits-cnn has no hidden"),
         ("digits", {"batch": 0}, "batch must be an integer of at least 1, not 0"),
@@ -116,7 +116,7 @@ def test_a_recipe_is_its_own_json():
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"algorithm": "meslim"}, "there is no algorithm 'meslim'"),
+        ({"algorithm": "meslim"}, "unknown algorithm 'meslim': did you mean 'mesimp'"),
         ({"algorithm": "meact", "details": {"rate": 0.2}}, "meact has no rate: it has share, pretrain"),
         ({"algorithm": "schedule"}, "the algorithm schedule needs end"),
         ({"details": {"rate": 0.2}}, "rate needs an algorithm"),

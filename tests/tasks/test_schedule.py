@@ -42,9 +42,9 @@ def test_warm_up_and_cosine_to_zero_over_exactly_these_steps(steps: int, warm_up
 def test_constant_needs_nothing_and_another_name_is_refused() -> None:
     optimizer = make_optimizer("sgd", [torch.nn.Parameter(torch.ones(2))])
     assert make_schedule("constant", optimizer, 10) is None
-    with pytest.raises(UserError, match="there is no schedule 'linear': choose from constant, cosine"):
+    with pytest.raises(UserError, match="unknown schedule 'linear': choose from constant, cosine"):
         make_schedule("linear", optimizer, 10)
-    with pytest.raises(UserError, match="there is no schedule 'linear'"):
+    with pytest.raises(UserError, match="unknown schedule 'linear'"):
         Recipe("digits", schedule="linear")
 
 

@@ -38,10 +38,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from meprop_bench.ops.conv.geometry import Geometry
-from meprop_bench.ops.conv.kernels import Kernel, get
+from meprop_bench.ops.conv.kernels import ConvKernel, get
 from meprop_bench.ops.kernels import Gradients, Request, compiled
 
-__all__ = ["KERNEL", "Auto"]
+__all__ = ["KERNEL", "AutoConv"]
 
 _NATIVE = "meprop_bench.ops.conv.native"
 _GATHER_UP_TO = 0.1
@@ -51,12 +51,12 @@ _GATHER_FROM = 1 << 18
 float64 and bfloat16 the ratio is between 0.05 and 0.1; in float16 masked is slower at all of them."""
 
 
-class Auto(Kernel):
+class AutoConv(ConvKernel):
     """See the module."""
 
     name = "auto"
 
-    def choose(self, dy: Tensor, x: Tensor, w: Tensor, geometry: Geometry, request: Request) -> Kernel:
+    def choose(self, dy: Tensor, x: Tensor, w: Tensor, geometry: Geometry, request: Request) -> ConvKernel:
         """Return the kernel that `backward` runs; there is always one."""
         positions = dy.shape[2] * dy.shape[3]
         numbers = w[0].numel() * (request.need_dx + request.need_dw)
@@ -74,4 +74,4 @@ class Auto(Kernel):
         return self.choose(dy, x, w, geometry, request).backward(dy, x, w, geometry, request)
 
 
-KERNEL = Auto()
+KERNEL = AutoConv()

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from meprop_bench.ops import node
 from meprop_bench.ops.autocast import autocast
-from meprop_bench.ops.conv.auto import Auto
+from meprop_bench.ops.conv.auto import AutoConv
 from meprop_bench.ops.conv.geometry import Geometry
-from meprop_bench.ops.conv.kernels import Kernel, check_kernel, check_selection, get
+from meprop_bench.ops.conv.kernels import ConvKernel, check_kernel, check_selection, get
 from meprop_bench.ops.graph import break_graph, is_plain, is_tracing, operators
 from meprop_bench.ops.kernels import Gradients, Request, check_supported
 from meprop_bench.ops.plain import memory, transformed, undisturbed, unwatched
@@ -182,7 +182,9 @@ def _in_two_dimensions(dimensions: int, *tensors: Tensor) -> tuple[Tensor, ...]:
     return tensors if dimensions == 4 else tuple(t.unsqueeze(-2) for t in tensors)
 
 
-def conv_backward(dy: Tensor, x: Tensor, w: Tensor, geometry: Geometry, request: Request, kernel: Kernel) -> Gradients:
+def conv_backward(
+    dy: Tensor, x: Tensor, w: Tensor, geometry: Geometry, request: Request, kernel: ConvKernel
+) -> Gradients:
     """Return the gradients of x `(B, G C, H, W)`, w `(N, C, kh, kw)` and the bias for dy `(B, N, OH, OW)`."""
     if dy.layout is not torch.strided:
         dy = dy.to_dense()
@@ -191,7 +193,7 @@ def conv_backward(dy: Tensor, x: Tensor, w: Tensor, geometry: Geometry, request:
     return kernel.backward(dy, x, w, geometry, request)
 
 
-def _check_supported(kernel: Kernel, x: Tensor, w: Tensor, geometry: Geometry) -> None:
+def _check_supported(kernel: ConvKernel, x: Tensor, w: Tensor, geometry: Geometry) -> None:
     """Raise ValueError if the kernel cannot do this."""
     if x.numel():
         check_supported(kernel.name, kernel.unsupported(x, w, geometry))
@@ -220,7 +222,7 @@ class _Conv(torch.autograd.Function):
 
 
 def _backward_of_any(
-    dy: Tensor, x: Tensor, w: Tensor, geometry: Geometry, request: Request, kernel: Kernel, *, as_saved: bool
+    dy: Tensor, x: Tensor, w: Tensor, geometry: Geometry, request: Request, kernel: ConvKernel, *, as_saved: bool
 ) -> Gradients:
     # Gradients are recorded under create_graph=True alone: then every step has to be differentiable itself. What was
     # saved may have got other data, or come from a hook.
@@ -250,7 +252,7 @@ def _plan(
     shape = torch.empty(1)
     images, filters, dy = shape.expand(x), shape.expand(w), shape.expand(x[0], w[0], oh, ow)
     kernel = get(name)
-    if isinstance(kernel, Auto):
+    if isinstance(kernel, AutoConv):
         kernel = kernel.choose(dy, images, filters, geometry, Request(count, "example", False, need_dx, need_dw, True))
     # What the kernel cannot do is taken by another in Python, or an error says why not.
     if kernel.name != "native" or kernel.unsupported(images, filters, geometry) is not None:

@@ -13,13 +13,13 @@ from meprop_bench.ops.conv.geometry import Geometry
 from meprop_bench.ops.kernels import Gradients, Registry, Request
 from meprop_bench.ops.selection import select
 
-__all__ = ["KERNELS", "SELECTIONS", "Kernel", "check_kernel", "check_selection", "get", "select_positions"]
+__all__ = ["KERNELS", "SELECTIONS", "ConvKernel", "check_kernel", "check_selection", "get", "select_positions"]
 
 SELECTIONS = ("example", "random")
 """The k positions of greatest |dy| in each map of each example, or k drawn by chance, as in `ops.selection`."""
 
 
-class Kernel(Protocol):
+class ConvKernel(Protocol):
     """One implementation of the backward pass of a convolution."""
 
     name: str
@@ -34,7 +34,7 @@ class Kernel(Protocol):
 
 
 _PLACES = {"masked": "operators:MASKED", "gather": "operators:GATHER", "native": "native", "auto": "auto"}
-KERNELS: Registry[Kernel] = Registry(
+KERNELS: Registry[ConvKernel] = Registry(
     {name: f"meprop_bench.ops.conv.{place}" for name, place in _PLACES.items()}, " for convolutions"
 )
 get, check_kernel = KERNELS.usable, KERNELS.check

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from meprop_bench.ops import memory
 from meprop_bench.ops.conv.geometry import Geometry, sizes
-from meprop_bench.ops.conv.kernels import Kernel, select_positions
+from meprop_bench.ops.conv.kernels import ConvKernel, select_positions
 from meprop_bench.ops.kernels import Gradients, Request
 from meprop_bench.ops.kernels.native import conv as compiled
 from meprop_bench.ops.kernels.native.threads import OPENMP, shares
 from meprop_bench.ops.memory import address
 
-__all__ = ["KERNEL", "Native", "case"]
+__all__ = ["KERNEL", "NativeConv", "case"]
 
 _TILE = 1 << 18
 """Bytes of images that one pass over all maps reads: they stay in the second-level cache meanwhile."""
@@ -29,7 +29,7 @@ _COUNTED = 1 << 31
 """Pixels, padding included, and numbers of a patch are counted in 32 bits."""
 
 
-class Native(Kernel):
+class NativeConv(ConvKernel):
     """See the module."""
 
     name = "native"
@@ -96,4 +96,4 @@ class _Case:
 
 case = lru_cache(maxsize=256)(_Case)
 
-KERNEL = Native()
+KERNEL = NativeConv()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from meprop_bench.ops.conv.geometry import Geometry, Sizes, sizes
-from meprop_bench.ops.conv.kernels import Kernel, select_positions
+from meprop_bench.ops.conv.kernels import ConvKernel, select_positions
 from meprop_bench.ops.kernels import Gradients, Request
 from meprop_bench.ops.kernels.operators import bag_starts, bags
 from meprop_bench.ops.selection import survivors
@@ -14,7 +14,7 @@ from meprop_bench.ops.selection import survivors
 __all__ = ["GATHER", "MASKED"]
 
 
-class _Masked(Kernel):
+class _MaskedConv(ConvKernel):
     """The dense backward pass of torch on dy with the positions that were not selected put to zero.
 
     It saves nothing and costs the selection on top. It is the kernel for every device, dtype and empty shape, and the
@@ -36,7 +36,7 @@ class _Masked(Kernel):
         return dx, dw, dy.sum((0, 2, 3)) if request.need_db else None
 
 
-class _Gather(Kernel):
+class _GatherConv(ConvKernel):
     """The runs of the selected patches are rows of a table, summed up in bags.
 
     With the images pixel by pixel (`geometry`), a patch has R runs of L consecutive numbers, and the run that begins at
@@ -101,4 +101,4 @@ def _input_gradient(rows: Tensor, v: Tensor, x: Tensor, w: Tensor, at: Sizes, ge
     return _inside(dx.view(at.images, *at.padded, c), x.shape, geometry).reshape(x.shape)
 
 
-MASKED, GATHER = _Masked(), _Gather()
+MASKED, GATHER = _MaskedConv(), _GatherConv()

@@ -22,14 +22,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["CELLS", "Cell", "Tensors"]
+__all__ = ["CELLS", "RecurrentCell", "Tensors"]
 
 Tensors = tuple[Tensor, ...]
 AtGates = tuple[Tensor, Tensor, tuple[Tensor | None, ...]]
 """Gradients of a, of b, and of the states before, but for what b gives them."""
 
 
-class Cell(Protocol):
+class RecurrentCell(Protocol):
     """One kind of cell."""
 
     name: str
@@ -106,4 +106,4 @@ class _Plain:
 _TANH = _Plain("tanh", torch.tanh, lambda dh, h: dh * (1 - h * h))
 _RELU = _Plain("relu", torch.relu, lambda dh, h: torch.where(h <= 0, 0, dh))  # NaN in h lets dh pass, as in torch's own
 
-CELLS: Mapping[str, Cell] = {cell.name: cell for cell in (_LSTM(), _GRU(), _TANH, _RELU)}
+CELLS: Mapping[str, RecurrentCell] = {cell.name: cell for cell in (_LSTM(), _GRU(), _TANH, _RELU)}

@@ -23,7 +23,7 @@ from meprop_bench.ops.graph import break_graph
 from meprop_bench.ops.kernels import Request, check_supported, compiled
 from meprop_bench.ops.plain import memory, transformed, undisturbed, unwatched
 from meprop_bench.ops.recurrent import fused, through_time
-from meprop_bench.ops.recurrent.cells import CELLS, Cell, Tensors
+from meprop_bench.ops.recurrent.cells import CELLS, RecurrentCell, Tensors
 from meprop_bench.ops.recurrent.through_time import Steps, Weights
 from meprop_bench.ops.saved import attached, pinned
 from meprop_bench.ops.selection import check_selection, resolve_k
@@ -60,7 +60,7 @@ class SelectionRecord(Protocol):
 class _Call(NamedTuple):
     """What one call needs besides tensors."""
 
-    cell: Cell
+    cell: RecurrentCell
     steps: Steps
     k: int
     selection: str

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from meprop_bench.ops.plain import undisturbed
 from meprop_bench.ops.recurrent import through_time
-from meprop_bench.ops.recurrent.cells import CELLS, Cell, Tensors
+from meprop_bench.ops.recurrent.cells import CELLS, RecurrentCell, Tensors
 from meprop_bench.ops.recurrent.through_time import Steps, Weights
 
 __all__ = ["applies", "forward", "leading_dimension"]
@@ -45,7 +45,9 @@ def applies(cell: str, weights: Weights, x: Tensor, steps: Steps) -> bool:
     return leading_dimension(sizes[0], w_ih.shape[1], w_hh.shape[1]) is not None
 
 
-def forward(cell: Cell, x: Tensor, states: Tensors, weights: Weights, steps: Steps) -> tuple[Tensor, Tensors, Tensors]:
+def forward(
+    cell: RecurrentCell, x: Tensor, states: Tensors, weights: Weights, steps: Steps
+) -> tuple[Tensor, Tensors, Tensors]:
     """Run a layer in one direction: as `through_time.forward`; for the tape see `native.recall`."""
     from meprop_bench.ops.recurrent import native
 

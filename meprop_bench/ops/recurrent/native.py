@@ -26,7 +26,7 @@ from meprop_bench.ops.kernels.native.recurrent_backward import BACK_ROWS, CHAINS
 from meprop_bench.ops.kernels.native.recurrent_forward import ALONE, GRU, LSTM, RECALL, RELU, STEP, TANH
 from meprop_bench.ops.kernels.native.threads import OPENMP, shares
 from meprop_bench.ops.memory import address
-from meprop_bench.ops.recurrent.cells import Cell, Tensors
+from meprop_bench.ops.recurrent.cells import RecurrentCell, Tensors
 from meprop_bench.ops.recurrent.through_time import Steps, Weights
 
 __all__ = ["backward", "forward", "recall", "shares_alone", "shares_of_cells"]
@@ -36,7 +36,9 @@ _CELL_WORK = 8
 """What a neuron of a cell costs, in multiply-adds: from 4096 neurons on two threads are faster than one."""
 
 
-def forward(cell: Cell, x: Tensor, states: Tensors, weights: Weights, steps: Steps) -> tuple[Tensor, Tensors, Tensors]:
+def forward(
+    cell: RecurrentCell, x: Tensor, states: Tensors, weights: Weights, steps: Steps
+) -> tuple[Tensor, Tensors, Tensors]:
     """Run a layer in one direction: as `through_time.forward`."""
     w_ih, w_hh, b_ih, b_hh = weights
     h = w_hh.shape[1]
@@ -99,7 +101,7 @@ def shares_alone(threads: int, rows: int, h: int) -> int:
 
 
 def backward(
-    cell: Cell,
+    cell: RecurrentCell,
     dy: Tensor,
     d_states: Tensors,
     x: Tensor,

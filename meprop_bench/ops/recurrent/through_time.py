@@ -29,7 +29,7 @@ from torch import Tensor
 
 from meprop_bench.ops import kernels
 from meprop_bench.ops.kernels import Gradients, Request
-from meprop_bench.ops.recurrent.cells import Cell, Tensors
+from meprop_bench.ops.recurrent.cells import RecurrentCell, Tensors
 from meprop_bench.ops.selection import column_statistics, keep, select
 from meprop_bench.ops.sparsified import sparsified as on_the_way_back
 
@@ -59,7 +59,7 @@ class _Products(Protocol):
 
 
 def forward(
-    cell: Cell,
+    cell: RecurrentCell,
     x: Tensor,
     states: Tensors,
     weights: Weights,
@@ -86,7 +86,7 @@ def forward(
 
 
 def sparsified(
-    cell: Cell, x: Tensor, states: Tensors, weights: Weights, steps: Steps, k: int, selection: str
+    cell: RecurrentCell, x: Tensor, states: Tensors, weights: Weights, steps: Steps, k: int, selection: str
 ) -> tuple[Tensor, Tensors]:
     """Run a layer as `forward` does, with gradients through k entries of each gate; returns output and states."""
     w_ih, w_hh, *biases = weights
@@ -106,7 +106,7 @@ def sparsified(
 
 
 def backward(
-    cell: Cell,
+    cell: RecurrentCell,
     dy: Tensor,
     d_states: Tensors,
     x: Tensor,
@@ -171,7 +171,9 @@ def select_in_gates(d: Tensor, gates: int, k: int, selection: str) -> Tensor:
     return idx.expand(n, -1).contiguous() if unified else idx
 
 
-def with_the_zeros_of_select(d: Tensor, idx: Tensor, cell: Cell, k: int, selection: str, steps: Steps) -> Tensor:
+def with_the_zeros_of_select(
+    d: Tensor, idx: Tensor, cell: RecurrentCell, k: int, selection: str, steps: Steps
+) -> Tensor:
     """Return idx `(N, G k)`, selected of d `(N, G h)`, with those zeros that `select` would take, where gates have any.
 
     They contribute nothing, and the compiled selection takes others; who counts zeros should find the same by either.

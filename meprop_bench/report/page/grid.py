@@ -29,13 +29,11 @@ from meprop_bench.report.cells import (
     efficiency,
     failure,
     left_alone,
-    memory,
-    pair,
     parity,
     seconds,
     speedup,
 )
-from meprop_bench.report.sections import AXES, PARTS, WORDS
+from meprop_bench.report.sections import AXES, PARTS, WORDS, memory_pair
 from meprop_bench.results.axes import AXES as TABLE
 from meprop_bench.results.redact import one_line
 from meprop_bench.results.schema import PASSED, Row
@@ -44,7 +42,7 @@ from meprop_bench.stats import too_wide
 __all__ = ["Column", "columns_of", "encoded", "line"]
 
 Place: TypeAlias = Literal["key", "more", "detail", "filter"]
-"""Where a column is shown: always, where there is room, in an opened row alone, as a filter alone."""
+"""Where a column is shown: always, where it fits, in an opened row alone, as a filter alone."""
 
 _LONGEST, _LONGEST_NOTE = 160, 400
 _MOST_FILTERED = 60
@@ -163,7 +161,12 @@ def _figures(rows: Sequence[Row], distinct: AbstractSet[int]) -> list[Column]:
             [row.sparse.median_s for row in rows],
         ),
         _column("efficiency", "more", [efficiency(row) for row in rows], [row.sparse.efficiency for row in rows]),
-        _column("peak memory", "more", [_memory(row) for row in rows], [row.sparse.peak_memory_bytes for row in rows]),
+        _column(
+            "peak memory",
+            "more",
+            [Cell(memory_pair(row)) for row in rows],
+            [row.sparse.peak_memory_bytes for row in rows],
+        ),
         _column(
             "parity",
             "more",
@@ -212,10 +215,6 @@ def _note(text: str) -> str:
 
 def _time(value: float | None) -> Cell:
     return Cell(seconds(value))
-
-
-def _memory(row: Row) -> Cell:
-    return Cell(pair(memory(row.dense.peak_memory_bytes), memory(row.sparse.peak_memory_bytes)))
 
 
 def _outcome(row: Row, shown: Cell) -> str:

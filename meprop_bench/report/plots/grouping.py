@@ -13,20 +13,9 @@ from meprop_bench.results.axes import AXES
 from meprop_bench.results.schema import Row
 
 __all__ = [
-    "OVER",
-    "PerKind",
-    "called",
-    "detail",
-    "grouped",
-    "held",
-    "in_phases",
-    "key_of",
-    "line_of",
-    "of_several",
-    "setting_of",
-    "unique",
-    "way",
-]
+    "OVER", "PerKind", "called", "detail", "grouped", "held", "in_phases", "key_of", "line_of", "of_several",
+    "setting_of", "unique", "way",
+]  # fmt: skip
 
 T = TypeVar("T")
 

@@ -164,7 +164,7 @@ def _thinned(line: list[Row]) -> list[Row]:
     return [line[place * (len(line) - 1) // (_MOST_POINTS - 1)] for place in range(_MOST_POINTS)]
 
 
-def _look(index: int) -> dict[str, Any]:
+def _style(index: int) -> dict[str, Any]:
     return {
         "color": COLOURS[index % len(COLOURS)],
         "marker": MARKERS[index % len(MARKERS)],
@@ -184,7 +184,7 @@ def _speedups(picture: Picture, choice: _Choice, rows: list[Row], index: int) ->
         [max(0.0, high - value) for value, (_, high) in zip(values, ends, strict=True)],
     ]
     label = ", ".join(_line(rows[0], choice.axis))
-    picture.axes.errorbar(xs, values, yerr=spread, label=label, capsize=3, elinewidth=1, **_look(index))
+    picture.axes.errorbar(xs, values, yerr=spread, label=label, capsize=3, elinewidth=1, **_style(index))
     for x, value, row in zip(xs, values, rows, strict=True):
         interval = ABSENT if row.interval is None else ratio_within(row.interval)
         times = pair(seconds(row.dense.median_s), seconds(row.sparse.median_s))
@@ -207,7 +207,7 @@ def _sides(picture: Picture, choice: _Choice, rows: list[Row], index: int) -> No
         picture.axes.plot(*zip(*dense, strict=True), color=grey, linewidth=1, marker="x", markersize=4, label=own)
     sparse = [(x, value) for x, _, value, _ in found if value is not None]
     if sparse:
-        picture.axes.plot(*zip(*sparse, strict=True), label=label, **_look(index))
+        picture.axes.plot(*zip(*sparse, strict=True), label=label, **_style(index))
     for x, before, after, row in found:
         if after is not None:
             faster = ABSENT if row.speedup is None or too_wide(row.half_width) else ratio(row.speedup)
@@ -265,9 +265,9 @@ def _spaced(values: Sequence[float]) -> list[float]:
     if len(values) < 2:
         return list(values)
 
-    room = (math.log(values[-1]) - math.log(values[0])) / 9
+    least = (math.log(values[-1]) - math.log(values[0])) / 9
     found: list[float] = [values[0]]
     for value in values[1:]:
-        if math.log(value) - math.log(found[-1]) >= room * min(2.0, 0.5 + len(f"{value:g}") / 6):
+        if math.log(value) - math.log(found[-1]) >= least * min(2.0, 0.5 + len(f"{value:g}") / 6):
             found.append(value)
     return found

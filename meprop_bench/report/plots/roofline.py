@@ -77,8 +77,8 @@ def _drawn(rows: list[Row], machine: Peaks) -> Plot:
         for of_shape in grouped(series, lambda row: (row.workload, row.batch, row.in_features, row.out_features)):
             ordered = sorted(of_shape, key=lambda row: row.k)
             found = [point for row in ordered if (point := _point(row.sparse))]
-            look: dict[str, Any] = {"color": COLOURS[index], "marker": MARKERS[index], "markersize": 5, "linewidth": 1}
-            axes.plot(*zip(*found, strict=True), label=label, **look)
+            style: dict[str, Any] = {"color": COLOURS[index], "marker": MARKERS[index], "markersize": 5, "linewidth": 1}
+            axes.plot(*zip(*found, strict=True), label=label, **style)
             label = None
             for row in ordered:
                 _say(picture, row, row.sparse, f"{row.method}, k={row.k:g}")

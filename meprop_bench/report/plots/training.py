@@ -95,9 +95,9 @@ def _learning(title: str, what: str, arms: Mapping[str, Sequence[SeedCurve]], wa
         xs = epochs if way == "epochs" else [whole * epoch / epochs[-1] for epoch in epochs]
         places += xs
         colour = COLOURS[index % len(COLOURS)]
-        look: dict[str, Any] = {"marker": MARKERS[index % len(MARKERS)], "linestyle": DASHES[index % len(DASHES)]}
+        style: dict[str, Any] = {"marker": MARKERS[index % len(MARKERS)], "linestyle": DASHES[index % len(DASHES)]}
         means = [mean(column) for column in columns]
-        axes.plot(xs, means, color=colour, markersize=4.5, linewidth=1.5, label=name, **look)
+        axes.plot(xs, means, color=colour, markersize=4.5, linewidth=1.5, label=name, **style)
         axes.fill_between(xs, list(map(min, columns)), list(map(max, columns)), color=colour, alpha=0.15, linewidth=0)
         for x, epoch, value, column in zip(xs, epochs, means, columns, strict=True):
             place = {"steps": f"{x:,.0f} (epoch {epoch:g})", "epochs": f"{x:g}", "time": seconds(x)}[way]
@@ -171,7 +171,7 @@ def _ticks(axes: Axes, epochs: Sequence[float]) -> None:
 
 
 def _thousands(axes: Axes) -> None:
-    """Write steps in full, as few as there is room for."""
+    """Write steps in full, as few as fit."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))

@@ -1,4 +1,4 @@
-"""A finding: one line of the examination; and what all of them together mean for a script.
+"""One check of the examination, as a line; and what all of them together mean for a script.
 
     ok        as it should be
     note      worth knowing; something optional is absent
@@ -17,7 +17,7 @@ from typing import Literal
 
 from meprop_bench.errors import ExitCode
 
-__all__ = ["SECTIONS", "Finding", "State", "exit_code"]
+__all__ = ["SECTIONS", "CheckResult", "State", "exit_code"]
 
 State = Literal["ok", "note", "warning", "problem"]
 
@@ -34,7 +34,7 @@ SECTIONS = {
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """A line: a key of `SECTIONS`; what was looked at, in a word or two; how it is; with figures; what to do, or ""."""
 
     section: str
@@ -44,7 +44,7 @@ class Finding:
     advice: str = ""
 
 
-def exit_code(findings: Iterable[Finding]) -> ExitCode:
+def exit_code(findings: Iterable[CheckResult]) -> ExitCode:
     """Return 2 if there is a mistake to put right, else 4 if the machine cannot be trusted, else 0."""
     codes = {SECTIONS[finding.section] for finding in findings if finding.state == "problem"}
     return min(codes, default=ExitCode.OK)

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from meprop_bench.doctor.finding import SECTIONS, Finding, exit_code
+from meprop_bench.doctor.check_result import SECTIONS, CheckResult, exit_code
 
 
-def found(*pairs: tuple[str, str]) -> list[Finding]:
-    return [Finding(section, "check", state, "text") for section, state in pairs]  # type: ignore[arg-type]
+def found(*pairs: tuple[str, str]) -> list[CheckResult]:
+    return [CheckResult(section, "check", state, "text") for section, state in pairs]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
