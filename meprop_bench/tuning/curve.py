@@ -97,7 +97,7 @@ def time_to_quality(
     sound = {arm: found for arm, found in timed.items() if found.failed is None}
     failed: dict[Arm, str] = {arm: found.failed for arm, found in timed.items() if found.failed is not None}
     if not sound:
-        raise nothing_timed(timed.values(), session.machine.stages)
+        raise nothing_timed(timed.values(), session.machine.stages, untimed=len(timed) < len(arms))
     dense_s = sorted(found.dense_s for found in sound.values())[len(sound) // 2]
     clock = Clock(dense_s, costs)
     if clock.steps(lengths[0]) < 1:

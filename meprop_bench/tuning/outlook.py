@@ -51,13 +51,13 @@ def too_short(stages: Mapping[str, float]) -> str:
     return f"the budget ended before a step was timed ({spent}): give --budget {as_option(wanted_s)} or more"
 
 
-def nothing_timed(timings: Iterable[Timing], stages: Mapping[str, float]) -> UserError:
-    """Return why a search has no time of any step, and what to do about it."""
+def nothing_timed(timings: Iterable[Timing], stages: Mapping[str, float], *, untimed: bool) -> UserError:
+    """Return why a search has no time of any step, and what to do about it; `untimed` is whether any is missing."""
     failed = sorted((found for found in timings if found.failed is not None), key=lambda found: not found.unsure)
-    if not failed:
-        why = too_short(stages)
-    elif failed[0].unsure:
+    if failed and failed[0].unsure:
         why = f"no arm could be timed well enough: {failed[0].failed}, by the same command and --resume"
+    elif untimed or not failed:
+        why = too_short(stages)
     else:
         why = f"no arm could be timed: {failed[0].failed}"
     return UserError(why, ExitCode.NOTHING_MEASURED)

@@ -98,7 +98,8 @@ class Search:
                 break
         self._session.save()
         if answer.clock is None:
-            raise nothing_timed(self._session.timings.values(), self._session.machine.stages)
+            untimed = any(each.untimed for each in answer.findings)
+            raise nothing_timed(self._session.timings.values(), self._session.machine.stages, untimed=untimed)
         return answer
 
     def _pass(self, number: int, costs: Costs) -> Answer:

@@ -96,7 +96,7 @@ class Session:
 
     @property
     def timed(self) -> int:
-        """How many arms have a time that says something."""
+        """How many arms have a time that says something, or none for good."""
         return sum(not found.unsure for found in self.timings.values())
 
     def say(self, line: str) -> None:
@@ -134,9 +134,9 @@ class Session:
                 self.left_out[name] = None
 
     def insist(self, arms: Sequence[Arm], budget: Budget) -> None:
-        """Time these arms some more times while no time of any arm says anything."""
+        """Time these arms some more times while there is no time of any arm."""
         for _ in range(_TRIES):
-            if not self.timed:
+            if all(found.failed is not None for found in self.timings.values()):
                 self.measure(arms, budget)
 
     def train(self, jobs: Sequence[Job], budget: Budget) -> None:

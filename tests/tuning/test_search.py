@@ -367,6 +367,16 @@ def test_a_budget_that_ends_before_a_step_is_timed_says_what_it_was_spent_on(fak
         tune(machine, budget=2)
 
 
+def test_an_arm_that_does_not_fit_takes_no_time_from_those_that_do(fake: Any, learns: Any) -> None:
+    """As convolutions, which have no unified selection, of which the first arm is."""
+    arms = (Arm("unified", 1 / 8), Arm("meprop", 1 / 8))
+    machine = fake(lambda arm: -1 if arm.method == "unified" else 1.5, learns(lambda arm: 0.0, slope=2), measure_s=40)
+    assert tune(machine, arms=arms, budget=180, steps=50).plan is not None
+    machine = fake(lambda arm: -1 if arm.method == "unified" else 1.5, learns(lambda arm: 0.0, slope=2), measure_s=40)
+    with pytest.raises(UserError, match="the budget ended before a step was timed"):
+        tune(machine, arms=arms, budget=60, steps=50)
+
+
 def test_dense_that_there_was_no_time_to_compile_is_told_of(fake: Any, learns: Any) -> None:
     machine = fake(faster, learns(lambda arm: 0.05 if arm.k >= 1 / 8 else 3.0, slope=2))
     assert "ompil" not in tune(machine).decision.sentence
