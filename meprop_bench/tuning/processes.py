@@ -64,6 +64,8 @@ process, for each arm."""
 _WORKING_SILENT_S = 30.0
 """Seconds of a measurement, or a training, after which that is said: each has a line when it is done."""
 
+_WAITING = "waiting for another run"
+
 
 def case_of(arm: Arm, recipe: Recipe, threads: int, device: str) -> Case:
     """Return the case that times an arm's step, against dense on the strongest footing."""
@@ -252,7 +254,7 @@ class Processes:
     def _report(self, progress: SweepProgress) -> None:
         self._showing(progress)
         silent_s = _WORKING_SILENT_S if progress.stage == "measuring" else None
-        stage = "" if progress.stage == "done" else progress.stage
+        stage = _WAITING if progress.waits else "" if progress.stage == "done" else progress.stage
         self._waiting.on(stage, of=progress.case.label, silent_s=silent_s)
         if not self._budget.allows():
             raise Over
@@ -269,7 +271,7 @@ class Processes:
 
     def _waits(self, holder: int | None) -> None:
         self._say(f"{waiting_for(holder)}, which measures on {self._device}")
-        self._waiting.on("waiting for another run")
+        self._waiting.on(_WAITING)
 
     @contextmanager
     def _alone(self, budget: Budget) -> Iterator[None]:
