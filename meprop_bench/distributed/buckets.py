@@ -54,9 +54,7 @@ class Bucket(ABC):
 
     def open(self) -> None:
         """Be as at the beginning of a backward pass; wait for what one that was broken off has begun."""
-        for each in self.waiting:
-            each.wait()
-        self.waiting.clear()
+        self._wait()
         self._missing = set(range(len(self.entries)))
         self._announced: tuple[Tensor, Waiting] | None = None
         self._dense: list[tuple[Entry, Tensor]] = []
@@ -123,12 +121,16 @@ class Bucket(ABC):
     def finish(self) -> None:
         """Wait for all, and give the parameters their gradients."""
         with torch.no_grad():
-            for each in self.waiting:
-                each.wait()
+            self._wait()
             for entry, mean in self._dense:
                 entry.parameter.grad = mean
             self.finish_rows()
         self.open()
+
+    def _wait(self) -> None:
+        for each in self.waiting:
+            each.wait()
+        self.waiting.clear()
 
     def expect(self) -> None:
         """Be informed that a backward pass has begun whose gradients are exchanged: the others may be ahead."""

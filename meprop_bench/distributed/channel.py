@@ -230,7 +230,7 @@ class Channel:
         try:
             yield
         except RuntimeError as error:
-            raise self._failure(error) from error
+            raise self._failure(error) from None  # which says what gloo said
 
     def _failure(self, error: Exception) -> ExchangeError:
         """Return what is said when a collective has failed."""

@@ -72,6 +72,12 @@ class Gathered(Bucket):
     _receiving: Waiting | None = None
     """Of what comes into that."""
 
+    def open(self) -> None:
+        """See `Bucket`; of a pass that was broken off, ranks may know different parts."""
+        if self.waiting:
+            self._most = self._early = None
+        super().open()
+
     def expect(self) -> None:
         """See `Bucket`."""
         super().expect()

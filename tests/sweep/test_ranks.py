@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from meprop_bench.measure.pool import Pool
 from meprop_bench.measure.worker import WorkerDied, WorkerRefused
 from meprop_bench.sweep.worker import start_for
 from meprop_bench.workloads.case import Case
+from meprop_bench.workloads.dense_side import DenseSide
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="asks Linux who the ranks are")
 
@@ -38,8 +40,7 @@ def pool() -> Iterator[Pool[int]]:
 
 
 def _set_up(pool: Pool[int], case: Case) -> dict[str, Any]:
-    baseline = None if case.dense_exchange != "best" else {"exchange": "ddp"}
-    return pool.ask(0, "setup", case=case.to_json(), baseline=baseline)
+    return pool.ask(0, "setup", case=case.to_json(), baseline=None)
 
 
 @pytest.mark.parametrize("case", [_GATHERED, _AGREED], ids=["gathered", "agreed"])
@@ -59,6 +60,16 @@ def test_ranks_are_checked_timed_and_counted(pool: Pool[int], case: Case) -> Non
     for side in sent["sides"]:
         assert side["measured"] == pytest.approx(side["predicted"], rel=0.05)
     assert sent["sides"][1]["counted"] == pytest.approx(sent["sides"][1]["predicted"], rel=0.05)
+
+
+def test_the_fastest_dense_exchange_is_found_out_by_all_of_them_and_named(pool: Pool[int]) -> None:
+    case = replace(_GATHERED, dense_exchange="best")
+    found = pool.ask(0, "baseline", case=case.to_json(), seconds=0.0, seed=0)["baseline"]
+    assert found["exchange"] in ("ddp", "fp16", "powersgd")
+    setup = pool.ask(0, "setup", case=case.to_json(), baseline=found)
+    assert setup["baseline"] == str(DenseSide.from_json(found))
+    assert f"the dense side is {setup['baseline']}, the fastest here" in setup["notes"]
+    assert pool.ask(0, "check", warm_s=0.0)["check"] == "passed"
 
 
 def test_a_case_that_is_refused_is_refused_by_all_of_them_and_they_go_on(pool: Pool[int]) -> None:
