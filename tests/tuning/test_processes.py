@@ -13,9 +13,10 @@ import pytest
 
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.measure.notes import Note
-from meprop_bench.measure.worker import WorkerOverdue
+from meprop_bench.measure.worker import WorkerError, WorkerOverdue
 from meprop_bench.results.schema import PASSED, Row, Side
 from meprop_bench.results.store import Store
+from meprop_bench.sweep.trainers import Trainers
 from meprop_bench.tasks.recipe import Recipe
 from meprop_bench.tuning import processes
 from meprop_bench.tuning.arms import Arm
@@ -105,6 +106,22 @@ def test_by_the_real_clock_it_is_alone(store: Store) -> None:
         assert machine.alone(Job(ARM, 1, 5), Budget(600)) > 0
         with pytest.raises(UserError, match="no sparsified layer is called 'x'"):
             machine.alone(Job(Arm("unified", 0.5, left=("x",)), 1, 5), Budget(600))
+
+
+def test_by_the_real_clock_the_process_has_trained_before(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[tuple[int | None, int]] = []
+    share = Trainers.share
+
+    def noted(self: Any, jobs: Iterator[Any], *others: Any) -> Iterator[Any]:
+        for job, answer in share(self, jobs, *others):
+            assert not isinstance(answer, WorkerError), answer
+            trained.append((job.recipe.steps, answer["steps"]))
+            yield job, answer
+
+    monkeypatch.setattr(Trainers, "share", noted)
+    with Processes(RECIPE, store, Budget(600), threads=1, processes=1) as machine:
+        machine.alone(Job(ARM, 1, 30), Budget(600))
+    assert trained == [(20, 20), (30, 30)]
 
 
 def test_at_the_end_of_its_budget_it_ends_trainings_and_their_checkpoints_stay(store: Store) -> None:
