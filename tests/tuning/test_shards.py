@@ -479,3 +479,19 @@ def test_shards_are_read_and_not_written(tune: Run, folders: list[str]) -> None:
     shards = TuningShards(Shards.of([Store.open(Path(folder)) for folder in folders]))
     assert shards.done == {key_of(Arm("unified", k)) for k in (0.0625, 0.25)}
     assert {each: each.read_bytes() for folder in folders for each in Path(folder).iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"margin": 0.25, "methods": ("meprop",), "ks": (4, 0.5, 1.0), "gradients": ("rows",), "kernel": "gather"},
+        {"leave": ("a", "b.*"), "k_by_layer": "x=0.5;y=3", "steps": 10, "seeds": 3, "threads": 2},
+        {"budgets": (1.0, 60.0)},
+    ],
+)
+def test_a_plan_asks_for_what_was_asked(asked: dict[str, Any]) -> None:
+    request = Request(Recipe("digits", {"hidden": 16}, schedule="cosine"), **asked)
+    again = Request.from_json(json.loads(json.dumps(request.to_json())))
+    assert again == request
+    assert again.arms(rows=True) == request.arms(rows=True)
