@@ -189,7 +189,7 @@ def joined(
         sentence, code = _answer(points, lengths, useful, metric, quality)
     else:
         sentence, code = _no_gain([part.gain(arm) for part in parts for arm in slow if arm in part.timings], least)
-    sentence += left_uncompiled(timings.values())
+    sentence += left_uncompiled(found for part in parts for found in part.timings.values())
     return Curve(tuple(points), quality, parts[0].clock, timings, slow, failed, sentence, code, left_out)
 
 

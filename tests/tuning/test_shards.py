@@ -47,6 +47,7 @@ class Timed(Instant):
     speed: Callable[[Arm], float] = staticmethod(lambda arm: 1 + 0.1 * math.log2(1 / arm.k))
     dense_s = 0.01
     threads = 2
+    baseline: str | None = None
 
     def __init__(self, recipe: Any, store: Store, budget: Budget, **_: Any) -> None:
         super().__init__(recipe, store, budget)
@@ -78,7 +79,7 @@ class Timed(Instant):
         assert step.speedup is not None
         assert step.dense.median_s is not None
         ratio = Interval.of(step.speedup, step.speedup_low, step.speedup_high)
-        return Timing(ratio, step.dense.median_s, case_id=case_id)
+        return Timing(ratio, step.dense.median_s, case_id=case_id, baseline=self.baseline)
 
 
 @pytest.fixture
@@ -414,6 +415,19 @@ def test_steps_on_other_threads_are_refused(tune: Run, machine: Any) -> None:
     tune("out", *words, "--shard", "2/2")
     said = tune.refused(["merge", *map(str, (tune.root / "out").iterdir()), "--out", str(tune.root / "all")])
     assert "differ in the threads of a timed step (say --threads)" in said
+
+
+def test_another_dense_side_in_another_shard_is_said(tune: Run, machine: Any) -> None:
+    words = [*SEARCH, "--k", "0.0625,0.25"]
+    for index, side in ((1, "compiled, fused optimizer"), (2, "eager, fused optimizer")):
+        machine.baseline = side
+        tune("out", *words, "--shard", f"{index}/2")
+    merged = tune.merge([str(each) for each in (tune.root / "out").iterdir()], "all")
+    own = taken(merged)["timing"]["baseline"]
+    (other,) = {"compiled, fused optimizer", "eager, fused optimizer"} - {own}
+    assert merged["sentence"].endswith(
+        f" Other shards had another dense side ({other}): their gains and this one's do not compare."
+    )
 
 
 def test_what_was_merged_is_a_search_s_folder(
