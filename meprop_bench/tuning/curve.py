@@ -42,11 +42,12 @@ class Point:
 
     budget_s: float
     arm: Arm | None  # None for dense
-    steps: int  # where seeds were trained by different clocks, those of the middle one
+    steps: int  # of the middle clock, where seeds were trained by different ones
     figures: tuple[float, ...]  # the metric of each seed at the end
     quality: Interval | None = None  # mean over the seeds
     difference: Interval | None = None  # from dense, of pairs; None of dense itself, and where there is no pair
     standing: Standing = "open"
+    clocks: tuple[int, ...] = ()  # steps by each clock, from few to many, where they differ
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,8 @@ def _judged(parts: Sequence[CurvePart], places: Sequence[tuple[float, Arm | None
         quality, difference = (mean_interval(each) if each else None for each in (figures, pairs))
         done = len(figures if arm is None else pairs) > 1
         standing: Standing = "open" if done else "left out"
-        points.append(Point(length, arm, median_low(steps), tuple(figures), quality, difference, standing))
+        clocks = tuple(sorted(set(steps))) if len(set(steps)) > 1 else ()
+        points.append(Point(length, arm, median_low(steps), tuple(figures), quality, difference, standing, clocks))
         differences.append(pairs if done else [])
     judged = [place for place, pairs in enumerate(differences) if pairs]
     for place, p in zip(judged, holm([Estimate.of(differences[place]).p_value() for place in judged]), strict=True):

@@ -56,7 +56,8 @@ def _over_time(curve: Curve, metric: str) -> Section:
         difference = "" if point.difference is None else bounds(point.difference, curve.quality)
         name = "dense" if point.arm is None else point.arm.label
         standing = "" if point.arm is None and point.standing != "left out" else point.standing
-        rows.append((duration(point.budget_s), name, f"{point.steps:,}", quality, difference, standing))
+        steps = f"{point.clocks[0]:,} to {point.clocks[-1]:,}" if point.clocks else f"{point.steps:,}"
+        rows.append((duration(point.budget_s), name, steps, quality, difference, standing))
     head = ("seconds", "side", "steps", metric, "difference from dense", "the arm is")
     note = "intervals of 95%; ahead and behind by Holm's step-down over all of them"
     left = {"side", "the arm is"}
@@ -134,7 +135,7 @@ def _point(point: Point) -> dict[str, Any]:
         "quality": interval_json(point.quality),
         "difference": interval_json(point.difference),
         "standing": None if point.arm is None else point.standing,
-    }
+    } | ({"steps_by_clock": list(point.clocks)} if point.clocks else {})
 
 
 def _speed(found: Finding) -> float:

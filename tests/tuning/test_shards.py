@@ -317,8 +317,19 @@ def test_seeds_are_trained_as_long_as_their_own_machine_s_clock_says() -> None:
     assert parts[1].steps == {(1.0, None): 90, (1.0, arm): 190}
     assert sparse.difference is not None
     assert sparse.difference.estimate == pytest.approx(2.0)
+    assert (dense.steps, dense.clocks, sparse.clocks) == (100, (90, 100), (190, 200))
     # The third machine saw no gain: its seed is not among the pairs.
     assert not parts[2].jobs
+
+
+def test_clocks_that_differ_are_shown(tune: Run, machine: Any) -> None:
+    for index, dense_s in ((1, 0.010), (2, 0.0125)):
+        machine.dense_s = dense_s
+        tune("out", *CURVE, "--shard", f"{index}/2")
+    folders = [str(each) for each in (tune.root / "out").iterdir()]
+    merged = tune.merge(folders, "all")
+    assert [point["steps_by_clock"] for point in merged["points"] if point["arm"] is None] == [[80, 100], [320, 400]]
+    assert "320 to 400" in (tune.root / "all" / "README.md").read_text()
 
 
 def damaged(folder: str, name: str, change: Callable[[Any], Any]) -> None:
