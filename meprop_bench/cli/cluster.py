@@ -60,5 +60,5 @@ def refuse_search(address: str | None) -> None:
     if address is not None:
         raise UserError(
             "--ray: a search decides by one machine's times what it does next, within one budget of time; leave --ray"
-            " out, and run it on a node"
+            " out, and run it on a node, or its shards (--shard) on several"
         )

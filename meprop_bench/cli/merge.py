@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING
 import click
 
 from meprop_bench.cli.options import examples, with_format
-from meprop_bench.cli.output import write_pages
+from meprop_bench.cli.output import complaining, write_pages
 from meprop_bench.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
     from meprop_bench.results.merge import Shards
     from meprop_bench.results.schema import Row
     from meprop_bench.results.store import Store
+    from meprop_bench.tuning.run import Result
 
 __all__ = ["command"]
 
@@ -72,10 +73,11 @@ def command(folders: tuple[Path, ...], out: Path, lacks: bool, mixed_environment
             f"{missing}: measure them (--resume goes on), and name the folders; or merge what there is with --partial",
             ExitCode.NOT_COMPARABLE,
         )
-    if (differs := shards.differing(whole.rows, whole.timed)) and not mixed_environments:
+    if (differs := shards.differing(whole.rows, whole.timed)) and not (mixed_environments and whole.mixed):
+        more = ", or add --mixed-environments" if whole.mixed else ": a search has one answer, for machines of one kind"
         raise UserError(
             f"the shards were measured in different environments ({differs}), so that their times are not comparable:"
-            " measure all on machines of one kind, or add --mixed-environments",
+            f" measure all on machines of one kind{more}",
             ExitCode.NOT_COMPARABLE,
         )
     with new_folder(out) as folder:
@@ -100,6 +102,7 @@ class _Whole:
     unit: str = "case"
     timed: Collection[str] = ()  # ids of environments that more than rows was timed in
     write: Callable[[Path], object] = lambda _: None  # what there is beside the rows
+    mixed: bool = True  # whether those of different environments can stand side by side
 
 
 def _whole(shards: Shards) -> _Whole:
@@ -109,6 +112,8 @@ def _whole(shards: Shards) -> _Whole:
         return _table(shards)
     if shards.plan.get("name") == "parity" and "recipe" in shards.plan:
         return _comparison(shards)
+    if shards.plan.get("name") == "tune" and "arms" in shards.plan:
+        return _search(shards)
     rows = shards.measured()
     return _Whole(rows, {row.case_id for row in rows}, _report_sweep)
 
@@ -159,3 +164,29 @@ def _report_comparison(label: str, form: str, store: Store) -> int:
     csv = partial(write_as, form, document, sys.stdout)
     write_pages(store.folder, document, csv if form == "csv" else partial(print_parity, form, store, found, label))
     return CODES[found.verdict]
+
+
+def _search(shards: Shards) -> _Whole:
+    from meprop_bench.tuning.merge import TuningShards
+
+    found = TuningShards(shards)
+
+    def report(form: str, store: Store) -> int:
+        return _report_search(form, found.result(store))
+
+    return _Whole(found.rows, found.done, report, found.unit, found.timed, found.write, mixed=False)
+
+
+def _report_search(form: str, result: Result) -> int:
+    from meprop_bench.cli.tune import print_result, write_folder
+    from meprop_bench.report.document import Document
+    from meprop_bench.report.terminal import write_as
+
+    with complaining():
+        write_folder(result)
+    with complaining():
+        if form == "csv":
+            write_as(form, Document.of(result.store), sys.stdout)
+        else:
+            print_result(form, result)
+    return result.code

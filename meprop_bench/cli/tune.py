@@ -5,7 +5,7 @@ sentence, the code that does it, and a table of everything that was tried. With 
 wall-clock time instead. Everything that is done is stored as it comes.
 
 Exit codes: 0 an arm is to be taken, or dense is; 4 undecided; 5 nothing was measured; 2 for wrong options, 130 after
-Ctrl-C: continue with the same command and --resume.
+Ctrl-C: continue with the same command and --resume. A shard has no verdict, and ends with 0.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ from meprop_bench.optional import unavailable_reason
 from meprop_bench.progress import lines, state_before, watcher
 
 if TYPE_CHECKING:
+    from meprop_bench.results.shards import Shard
     from meprop_bench.results.store import Store
     from meprop_bench.tuning.run import Request, Result
 
-__all__ = ["command", "request_of", "run_tune"]
+__all__ = ["command", "print_result", "request_of", "run_tune", "write_folder"]
 
 _SEARCHED = ("method", "k", "gradient", "kernel", "leave", "k_by_layer")
 _NOT_TUNED = ("algorithm", "rate", "prunes", "simplify", "normal", "share", "pretrain", "end", "shape", "best_after")
@@ -63,6 +64,7 @@ CURVE, ANSWER = "time-to-quality.svg", "README.md"
         "meprop-bench tune --task mnist --margin 0.5 --budget 20m",
         "meprop-bench tune --model my_model.py:build --method unified --k 0.05,0.1,0.2",
         "meprop-bench tune --task mnist --budgets 30s,2m,8m --method unified --k 0.25",
+        "meprop-bench tune --task mnist --steps 2000 --shard 2/4",
     ),
 )
 @with_recipe
@@ -117,8 +119,8 @@ _HELP = {
     "schedule": "Learning-rate schedule: constant, cosine [default: cosine; of your own model its own].",
     "epochs": "Passes over the training examples, at most [default: 20].",
     "steps": "Steps of a training [default: as many as the budget allows, at most those of the epochs].",
-    "shard": "Refused: a search decides by what it has found what it tries next. What can be split: `speedup --model`, "
-    "and `parity` of the choice.",
+    "shard": "Search among part I of N of the arms, as one of N machines, or train part of the seeds of --budgets; "
+    "`meprop-bench merge` judges all of them together.",
     "ray": "Refused: a search is of one machine.",
 }
 """Of options that mean more than for a single training."""
@@ -135,11 +137,7 @@ def request_of(given: dict[str, Any], budgets: str | None) -> Request:
     from meprop_bench.tasks.build import is_model
     from meprop_bench.tuning.run import Request
 
-    if given.pop("shard", None) is not None:
-        raise UserError(
-            "a search, or a curve over time, is not split: what it trains next, and for how long, follows from what it"
-            " has timed and trained on one machine; split `speedup --model` and `parity`, which time and judge the same"
-        )
+    shard: Shard | None = given.pop("shard", None)
     for name in _NOT_TUNED:  # of `parity`, which has these options
         if given.pop(name, None) is not None:
             raise UserError(f"--budgets is for methods that select a top k: leave --{name.replace('_', '-')} out")
@@ -150,7 +148,7 @@ def request_of(given: dict[str, Any], budgets: str | None) -> Request:
         # The strongest dense side for a given time anneals its rate in it; a model of one's own has its own schedule.
         given["schedule"] = "cosine"
     lists = {name: tuple(_words(searched[name])) for name in ("method", "gradient")}
-    return Request(
+    request = Request(
         recipe_of(given),
         methods=lists["method"],
         gradients=lists["gradient"],
@@ -162,6 +160,7 @@ def request_of(given: dict[str, Any], budgets: str | None) -> Request:
         budgets=() if budgets is None else tuple(seconds_of(word) for word in budgets.split(",")),
         **own,
     )
+    return request if shard is None else request.sharded(shard)
 
 
 def _words(text: str | None) -> list[str]:
@@ -188,9 +187,9 @@ def run_tune(request: Request, budget: str | None, *, form: str, resume: bool, o
         more = "continue with --resume and a larger --budget"
         name_left_out(found.left_out, "piece", spent="the budget", then=more, most=10)
         with complaining():
-            _write_folder(result)
+            write_folder(result)
         with complaining():
-            _print(form, result)
+            print_result(form, result)
     return result.code
 
 
@@ -201,10 +200,10 @@ def _store(request: Request, out: Path, resume: bool) -> Store:
 
     machine = machine_slug(str(on_device(request.recipe.options.get("device") or "cpu")))
     name = folder_name(request)
-    return results_folder(out, name, machine, request.to_json(), resume=resume, what="this search")
+    return results_folder(out, name, machine, request.to_json(), resume=resume, what="this search", shard=request.part)
 
 
-def _write_folder(result: Result) -> None:
+def write_folder(result: Result) -> None:
     """Write the answer, and a curve's picture, into the results folder."""
     from meprop_bench.report.markdown import escaped
     from meprop_bench.results.store import replace_file
@@ -222,7 +221,8 @@ def _write_folder(result: Result) -> None:
     click.echo(f"report: {result.folder / ANSWER}", err=True)
 
 
-def _print(form: str, result: Result) -> None:
+def print_result(form: str, result: Result) -> None:
+    """Print what came of a search, or of a curve."""
     from meprop_bench.tuning.document import advice, as_json, doubt, markdown, tables
 
     header, line = result.store.header, doubt(result)

@@ -15,7 +15,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from itertools import product
+from statistics import median_low
+from typing import Literal, Self
 
 from meprop_bench.durations import duration
 from meprop_bench.errors import ExitCode, UserError
@@ -23,13 +25,13 @@ from meprop_bench.report.quality import POINTS, Quality
 from meprop_bench.stats import LEVEL, Estimate, Interval, holm, mean_interval
 from meprop_bench.tuning.arms import Arm
 from meprop_bench.tuning.candidates import LEAST
-from meprop_bench.tuning.journal import Job
+from meprop_bench.tuning.journal import Job, Journal
 from meprop_bench.tuning.judge import bounds, left_uncompiled
 from meprop_bench.tuning.outlook import TIMES, TIMES_LATE, nothing_timed
 from meprop_bench.tuning.session import Session
-from meprop_bench.tuning.timing import Clock, Timing
+from meprop_bench.tuning.timing import Clock, Costs, Timing
 
-__all__ = ["Curve", "Point", "time_to_quality"]
+__all__ = ["Curve", "CurvePart", "Point", "joined", "time_to_quality"]
 
 Standing = Literal["ahead", "behind", "open", "left out"]
 
@@ -40,11 +42,12 @@ class Point:
 
     budget_s: float
     arm: Arm | None  # None for dense
-    steps: int
+    steps: int  # of the middle clock, where seeds were trained by different ones
     figures: tuple[float, ...]  # the metric of each seed at the end
     quality: Interval | None = None  # mean over the seeds
     difference: Interval | None = None  # from dense, of pairs; None of dense itself, and where there is no pair
     standing: Standing = "open"
+    clocks: tuple[int, ...] = ()  # steps by each clock, from few to many, where they differ
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,62 @@ class Curve:
         return list(dict.fromkeys(point.arm for point in self.points if point.arm is not None))
 
 
+@dataclass(frozen=True)
+class CurvePart:
+    """What is timed on one machine, and trained there, from all seeds or some of them."""
+
+    journal: Journal
+    seeds: tuple[int, ...]
+    clock: Clock
+    timings: Mapping[Arm, Timing]
+    failed: Mapping[Arm, str]  # arms without a timing, and why there is none
+    steps: Mapping[tuple[float, Arm | None], int]  # of dense, and of the arms that gain anything, in each budget
+
+    @classmethod
+    def of(
+        cls,
+        journal: Journal,
+        costs: Costs,
+        timings: Mapping[Arm, Timing],
+        lengths: Sequence[float],
+        seeds: Sequence[int],
+        least: float = LEAST,
+    ) -> Self:
+        """Work out how long each side is trained, where any arm was timed; `UserError`: no step fits in a budget."""
+        sound = {arm: found for arm, found in timings.items() if found.failed is None}
+        failed: dict[Arm, str] = {arm: found.failed for arm, found in timings.items() if found.failed is not None}
+        dense_s = sorted(found.dense_s for found in sound.values())[len(sound) // 2]
+        clock = Clock(dense_s, costs)
+        if clock.steps(lengths[0]) < 1:
+            raise UserError(
+                f"{duration(lengths[0])} is less than a step takes, {duration(clock.step_s())}: give longer ones"
+            )
+        useful = [(arm, found) for arm, found in sound.items() if clock.gain(found.speedup).estimate >= least]
+        sides: list[tuple[Arm | None, float]] = [(None, 1.0), *((arm, found.speedup.estimate) for arm, found in useful)]
+        steps = {(length, arm): clock.steps(length, speed) for length in lengths for arm, speed in sides}
+        return cls(journal, tuple(seeds), clock, sound, failed, steps)
+
+    @property
+    def useful(self) -> list[Arm]:
+        """The arms that gain anything, which alone are trained."""
+        return list(dict.fromkeys(arm for _, arm in self.steps if arm is not None))
+
+    @property
+    def jobs(self) -> list[Job]:
+        """Its trainings, the shortest first; none where no arm gains anything."""
+        lengths, sides = list(dict.fromkeys(length for length, _ in self.steps)), (None, *self.useful)
+        return [
+            Job(arm, seed, self.steps[length, arm])
+            for length in (lengths if self.useful else ())
+            for seed in self.seeds
+            for arm in sides
+        ]
+
+    def gain(self, arm: Arm) -> Interval:
+        """Return how much faster training by an arm is."""
+        return self.clock.gain(self.timings[arm].speedup)
+
+
 def time_to_quality(
     session: Session,
     arms: Sequence[Arm],
@@ -76,10 +135,12 @@ def time_to_quality(
     metric: str,
     percent: bool = True,
     least: float = LEAST,
+    only: Sequence[int] = (),
 ) -> Curve:
     """Time the arms, train every side in each budget from so many seeds, and say where which is ahead.
 
-    Budgets are seconds; an arm whose training gains less than `least` is not trained.
+    Budgets are seconds; an arm whose training gains less than `least` is not trained. Of the seeds those in `only` are
+    trained here, where others train the rest; none for all.
 
     Raises:
         UserError: a budget has no room for a step, there is none, or no arm could be timed.
@@ -93,56 +154,65 @@ def time_to_quality(
     costs = session.costs()
     session.measure(arms, session.budget.part(TIMES))
     session.insist(arms, session.budget.part(TIMES_LATE))
-    timed = {arm: found for arm in arms if (found := session.timings.get(arm)) is not None}
-    sound = {arm: found for arm, found in timed.items() if found.failed is None}
-    failed: dict[Arm, str] = {arm: found.failed for arm, found in timed.items() if found.failed is not None}
-    if not sound:
-        raise nothing_timed(timed.values(), session.machine.stages, untimed=len(timed) < len(arms))
-    dense_s = sorted(found.dense_s for found in sound.values())[len(sound) // 2]
-    clock = Clock(dense_s, costs)
-    if clock.steps(lengths[0]) < 1:
-        raise UserError(
-            f"{duration(lengths[0])} is less than a step takes, {duration(clock.step_s())}: give longer ones"
-        )
-    useful = {arm: found for arm, found in sound.items() if clock.gain(found.speedup).estimate >= least}
-    sides: list[tuple[Arm | None, float]] = [
-        (None, 1.0),
-        *((arm, each.speedup.estimate) for arm, each in useful.items()),
-    ]
-    steps = {(length, arm): clock.steps(length, speed) for length in lengths for arm, speed in sides}
-    numbers = tuple(range(1, seeds + 1))
-    for length in lengths if useful else ():
-        jobs = [Job(arm, seed, steps[length, arm]) for seed in numbers for arm, _ in sides]
-        session.train(jobs, session.budget)
-    points = _judged(session, [(length, arm) for length in lengths for arm, _ in sides], steps, numbers)
-    failed |= {arm: reason for arm in useful if (reason := session.journal.failure(arm)) is not None}
-    dense = session.journal.dense(steps[lengths[-1], None])
+    timings = {arm: found for arm in arms if (found := session.timings.get(arm)) is not None}
+    if all(found.failed is not None for found in timings.values()):
+        raise nothing_timed(timings.values(), session.machine.stages, untimed=len(timings) < len(arms))
+    session.journal.settle(timings=[[arm.to_json(), found.to_json()] for arm, found in timings.items()])
+    part = CurvePart.of(session.journal, costs, timings, lengths, only or range(1, seeds + 1), least)
+    session.train(part.jobs, session.budget)
+    return joined([part], metric=metric, percent=percent, least=least, left_out=tuple(session.left_out))
+
+
+def joined(
+    parts: Sequence[CurvePart],
+    *,
+    metric: str,
+    percent: bool = True,
+    least: float = LEAST,
+    left_out: tuple[str, ...] = (),
+) -> Curve:
+    """Return the curve of what machines of one kind trained from different seeds, each as long as its own clock says.
+
+    So what the clocks differ in is in the spread of the seeds.
+    """
+    lengths = sorted({length for part in parts for length, _ in part.steps})
+    useful = list(dict.fromkeys(arm for part in parts for arm in part.useful))
+    points = _judged(parts, [(length, arm) for length in lengths for arm in (None, *useful)])
+    timings = {arm: found for part in reversed(parts) for arm, found in part.timings.items()}
+    failed = {arm: reason for part in parts for arm, reason in part.failed.items()}
+    for arm, part in product(useful, parts):
+        if (reason := part.journal.failure(arm)) is not None:
+            failed[arm] = reason
+    dense = [figure for part in parts for figure in part.journal.dense(part.steps[lengths[-1], None])]
     quality = POINTS if percent else Quality(False, abs(math.fsum(dense) / len(dense)) if dense else 1.0)
-    slow = tuple(arm for arm in sound if arm not in useful)
+    slow = tuple(dict.fromkeys(arm for part in parts for arm in part.timings if arm not in useful))
     if useful:
-        sentence, code = _answer(points, lengths, list(useful), metric, quality)
+        sentence, code = _answer(points, lengths, useful, metric, quality)
     else:
-        sentence, code = _no_gain([clock.gain(sound[arm].speedup) for arm in slow], least)
-    sentence += left_uncompiled(sound.values())
-    return Curve(tuple(points), quality, clock, sound, slow, failed, sentence, code, tuple(session.left_out))
+        sentence, code = _no_gain([part.gain(arm) for part in parts for arm in slow if arm in part.timings], least)
+    sentence += left_uncompiled(found for part in parts for found in part.timings.values())
+    return Curve(tuple(points), quality, parts[0].clock, timings, slow, failed, sentence, code, left_out)
 
 
-def _judged(
-    session: Session,
-    places: Sequence[tuple[float, Arm | None]],
-    steps: Mapping[tuple[float, Arm | None], int],
-    seeds: tuple[int, ...],
-) -> list[Point]:
+def _judged(parts: Sequence[CurvePart], places: Sequence[tuple[float, Arm | None]]) -> list[Point]:
     """Return the points, each with which side is ahead, all differences taken together."""
     points, differences = [], []
+    of_seed = sorted(((seed, part) for part in parts for seed in part.seeds), key=lambda each: each[0])
     for length, arm in places:
-        own, dense = steps[length, arm], steps[length, None]
-        figures = [figure for seed in seeds if (figure := session.journal.figure(arm, seed, own)) is not None]
-        pairs = [] if arm is None else session.journal.differences(arm, own, seeds, dense)
+        steps, figures, pairs = list[int](), list[float](), list[float]()
+        for seed, part in of_seed:
+            if (own := part.steps.get((length, arm))) is None:  # no gain is seen in its step there
+                continue
+            steps.append(own)
+            if (figure := part.journal.figure(arm, seed, own)) is not None:
+                figures.append(figure)
+            if arm is not None:
+                pairs += part.journal.differences(arm, own, (seed,), part.steps[length, None])
         quality, difference = (mean_interval(each) if each else None for each in (figures, pairs))
         done = len(figures if arm is None else pairs) > 1
         standing: Standing = "open" if done else "left out"
-        points.append(Point(length, arm, own, tuple(figures), quality, difference, standing))
+        clocks = tuple(sorted(set(steps))) if len(set(steps)) > 1 else ()
+        points.append(Point(length, arm, median_low(steps), tuple(figures), quality, difference, standing, clocks))
         differences.append(pairs if done else [])
     judged = [place for place, pairs in enumerate(differences) if pairs]
     for place, p in zip(judged, holm([Estimate.of(differences[place]).p_value() for place in judged]), strict=True):

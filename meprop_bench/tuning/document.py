@@ -8,10 +8,9 @@ from meprop_bench.durations import duration
 from meprop_bench.measure.machine import was_busy
 from meprop_bench.report.markdown import as_section, code_block, escaped
 from meprop_bench.report.sections import Section, plain_section
-from meprop_bench.stats import Interval
 from meprop_bench.tuning.advice import again, code_of
 from meprop_bench.tuning.curve import Curve, Point
-from meprop_bench.tuning.judge import Finding, bounds, front, times
+from meprop_bench.tuning.judge import Finding, bounds, front, interval_json, times
 from meprop_bench.tuning.run import Result
 
 __all__ = ["advice", "as_json", "doubt", "drawn", "markdown", "tables"]
@@ -57,7 +56,8 @@ def _over_time(curve: Curve, metric: str) -> Section:
         difference = "" if point.difference is None else bounds(point.difference, curve.quality)
         name = "dense" if point.arm is None else point.arm.label
         standing = "" if point.arm is None and point.standing != "left out" else point.standing
-        rows.append((duration(point.budget_s), name, f"{point.steps:,}", quality, difference, standing))
+        steps = f"{point.clocks[0]:,} to {point.clocks[-1]:,}" if point.clocks else f"{point.steps:,}"
+        rows.append((duration(point.budget_s), name, steps, quality, difference, standing))
     head = ("seconds", "side", "steps", metric, "difference from dense", "the arm is")
     note = "intervals of 95%; ahead and behind by Holm's step-down over all of them"
     left = {"side", "the arm is"}
@@ -121,23 +121,8 @@ def as_json(result: Result) -> dict[str, Any]:
         "batch_s": None if answer.clock is None else answer.clock.costs.batch_s,
         "evaluation_s": None if answer.clock is None else answer.clock.costs.evaluation_s,
         "pareto": [each.to_json() for each in front(answer.findings)],
-        "arms": [_finding(each) for each in answer.findings],
+        "arms": [each.to_json() for each in answer.findings],
         "left_out": list(answer.left_out),
-    }
-
-
-def _finding(found: Finding) -> dict[str, Any]:
-    return {
-        "arm": found.arm.to_json(),
-        "standing": found.standing,
-        "reason": found.reason,
-        "timing": None if found.timing is None else found.timing.to_json(),
-        "gain": _interval(found.gain),
-        "steps": found.steps,
-        "seeds": found.seeds,
-        "equal_steps": _interval(found.equal_steps),
-        "dense_steps": found.dense_steps,
-        "equal_time": _interval(found.equal_time),
     }
 
 
@@ -147,18 +132,10 @@ def _point(point: Point) -> dict[str, Any]:
         "arm": None if point.arm is None else point.arm.to_json(),
         "steps": point.steps,
         "figures": list(point.figures),
-        "quality": _interval(point.quality),
-        "difference": _interval(point.difference),
+        "quality": interval_json(point.quality),
+        "difference": interval_json(point.difference),
         "standing": None if point.arm is None else point.standing,
-    }
-
-
-def _interval(found: Interval | None) -> dict[str, float | None] | None:
-    """Return an estimate with its bounds, null where there are none."""
-    if found is None:
-        return None
-    bound = found.bounded
-    return {"estimate": found.estimate, "low": found.low if bound else None, "high": found.high if bound else None}
+    } | ({"steps_by_clock": list(point.clocks)} if point.clocks else {})
 
 
 def _speed(found: Finding) -> float:

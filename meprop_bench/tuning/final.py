@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from meprop_bench.stats import LEVEL
 from meprop_bench.tuning.arms import Arm
 from meprop_bench.tuning.candidates import Candidates
 from meprop_bench.tuning.halving import Plan, chance, expected
@@ -129,7 +128,7 @@ class Final:
             self._session.timings[arm],
             gain,
             margin=self._margin(),
-            confidence=1 - LEVEL / 2**place,
+            confidence=1 - self._question.level / 2**place,
             steps=self._plan.steps,
             dense_steps=self._opponent(arm),
             equal_steps=self._journal.differences(arm, self._plan.steps, seeds),

@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from meprop_bench.stats import Estimate, Interval, clear_of, median
 
@@ -95,6 +95,12 @@ class Plan:
     def seed(self, count: int) -> tuple[int, ...]:
         """Return the first so many seeds of the last trainings, more than were planned too."""
         return tuple(range(self.seeds[0], self.seeds[0] + count))
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        """Return the plan of a JSON object, which `dataclasses.asdict` makes."""
+        rungs = tuple(Rung(**{**rung, "seeds": tuple(rung["seeds"])}) for rung in record["rungs"])
+        return cls(**{**record, "rungs": rungs, "seeds": tuple(record["seeds"])})
 
 
 def planned(

@@ -24,7 +24,7 @@ from meprop_bench.results.lines import Lines, append_lines, cut
 from meprop_bench.results.store import replace_file
 from meprop_bench.tuning.arms import Arm
 
-__all__ = ["Job", "Journal", "Trained"]
+__all__ = ["SETTLED", "TRAININGS", "Job", "Journal", "Trained", "line_of"]
 
 TRAININGS, SETTLED = "trainings.jsonl", "tune.json"
 
@@ -77,15 +77,15 @@ class _Settled:
 
 
 class Journal:
-    """Trainings by job, and what was settled; in a folder, or in memory alone (None).
+    """Trainings by job, and what was settled; in a folder, which is read alone unless `write`, or in memory (None).
 
     Raises:
         UserError: a file is damaged, or cannot be written.
 
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | None = None, *, write: bool = True) -> None:
+        self.folder = folder if write else None
         self.trainings: dict[Job, Trained] = {}
         self.settled: dict[str, Any] = {}
         self.spent_s = 0.0
@@ -98,13 +98,7 @@ class Journal:
         self.trainings[job] = trained
         if self.folder is None:
             return
-        record: dict[str, Any] = {"seed": job.seed, "steps": job.steps, "figure": trained.figure}
-        record |= {"seconds": round(trained.seconds, 4), "steps_s": round(trained.steps_s, 4)}
-        if job.arm is not None:
-            record["arm"] = job.arm.to_json()
-        if trained.failed is not None:
-            record["failed"] = trained.failed
-        append_lines(self.folder / TRAININGS, [json.dumps(record, allow_nan=False).encode()])
+        append_lines(self.folder / TRAININGS, [line_of(job, trained)])
 
     def settle(self, **found: Any) -> None:
         """Add what was settled, anything that JSON has, by name."""
@@ -153,11 +147,22 @@ class Journal:
                 where = f"{folder.name}/{TRAININGS} line {number}"
                 job, trained = _sound(where, partial(_read, line))
                 self.trainings[job] = trained
-            if stored.torn:  # that training is done again
+            if stored.torn and self.folder is not None:  # that training is done again
                 cut(trainings, stored.size)
         if settled.exists():
             state = _sound(f"{folder.name}/{SETTLED}", lambda: checked(parsed(settled.read_bytes()), _Settled))
             self.spent_s, self.settled = state.spent_s, state.found
+
+
+def line_of(job: Job, trained: Trained, **more: str) -> bytes:
+    """Return the line of a training, with what else is said of it."""
+    record: dict[str, Any] = {"seed": job.seed, "steps": job.steps, "figure": trained.figure}
+    record |= {"seconds": round(trained.seconds, 4), "steps_s": round(trained.steps_s, 4)}
+    if job.arm is not None:
+        record["arm"] = job.arm.to_json()
+    if trained.failed is not None:
+        record["failed"] = trained.failed
+    return json.dumps(record | more, allow_nan=False).encode()
 
 
 def _read(line: bytes) -> tuple[Job, Trained]:

@@ -21,7 +21,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Self, get_args
 
 from meprop_bench.errors import ExitCode
 from meprop_bench.measure.notes import Note
@@ -32,8 +32,8 @@ from meprop_bench.tuning.arms import Arm, Layer
 from meprop_bench.tuning.timing import Timing
 
 __all__ = [
-    "OPEN", "Decision", "Finding", "Metric", "Standing", "bounds", "decide", "front", "judged", "left_uncompiled",
-    "times",
+    "OPEN", "Decision", "Finding", "Metric", "Standing", "bounds", "decide", "front", "interval_json", "judged",
+    "left_uncompiled", "times",
 ]  # fmt: skip
 
 
@@ -61,8 +61,8 @@ Standing = Literal[
 OPEN: frozenset[Standing] = frozenset({"inconclusive", "outranked", "left out"})
 """Standings that leave open whether the arm would pass."""
 
-Kind = Literal["take", "dense", "undecided"]
-_CODES = {"take": ExitCode.OK, "dense": ExitCode.OK, "undecided": ExitCode.INCONCLUSIVE}
+Kind = Literal["take", "dense", "undecided", "part"]  # of a shard, which has no verdict
+_CODES = {"take": ExitCode.OK, "dense": ExitCode.OK, "undecided": ExitCode.INCONCLUSIVE, "part": ExitCode.OK}
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,52 @@ class Finding:
     def untimed(self) -> bool:
         """Whether it is open for no other reason than that its step has no time that says anything."""
         return self.standing == "left out" and (self.timing is None or self.timing.unsure)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object; what is not there is null."""
+        return {
+            "arm": self.arm.to_json(),
+            "standing": self.standing,
+            "reason": self.reason,
+            "timing": None if self.timing is None else self.timing.to_json(),
+            "gain": interval_json(self.gain),
+            "steps": self.steps,
+            "seeds": self.seeds,
+            "equal_steps": interval_json(self.equal_steps),
+            "dense_steps": self.dense_steps,
+            "equal_time": interval_json(self.equal_time),
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        """Return the finding of a JSON object; KeyError, TypeError or ValueError for what is none."""
+        if (standing := record["standing"]) not in get_args(Standing):
+            raise ValueError(f"there is no standing {standing!r}")
+        timing = record["timing"]
+        intervals = {
+            name: None
+            if (found := record[name]) is None
+            else Interval.of(found["estimate"], found["low"], found["high"])
+            for name in ("gain", "equal_steps", "equal_time")
+        }
+        return cls(
+            Arm.from_json(record["arm"]),
+            standing,
+            record["reason"],
+            None if timing is None else Timing.from_json(timing),
+            steps=record["steps"],
+            seeds=record["seeds"],
+            dense_steps=record["dense_steps"],
+            **intervals,
+        )
+
+
+def interval_json(found: Interval | None) -> dict[str, float | None] | None:
+    """Return the JSON object of an estimate with its bounds, null where there are none."""
+    if found is None:
+        return None
+    bound = found.bounded
+    return {"estimate": found.estimate, "low": found.low if bound else None, "high": found.high if bound else None}
 
 
 @dataclass(frozen=True)

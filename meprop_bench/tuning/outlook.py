@@ -70,7 +70,9 @@ def first_pace(costs: Costs) -> Pace | None:
     return Pace(costs.step_s + costs.batch_s, _BUILD_S + costs.evaluation_s)
 
 
-def seeds_needed(differences: Sequence[float], margin: float, *, looks: int, most: int) -> int | None:
+def seeds_needed(
+    differences: Sequence[float], margin: float, *, looks: int, most: int, level: float = LEVEL
+) -> int | None:
     """Return from how many seeds a difference would be decided if it stayed what it is; None if so many are too few.
 
     Args:
@@ -78,13 +80,14 @@ def seeds_needed(differences: Sequence[float], margin: float, *, looks: int, mos
         margin: what may be lost.
         looks: how many were taken before: each one more has half of the chance of error that is left.
         most: seeds, of which there are twice as many at each look.
+        level: chance of error of all looks together.
 
     """
     seen = Estimate.of(differences)
     spread, count = seen.error * math.sqrt(len(differences)), len(differences)
     while (count := 2 * count) <= most:
         looks += 1
-        found = Estimate(seen.value, spread / math.sqrt(count), count - 1).interval(1 - LEVEL / 2**looks)
+        found = Estimate(seen.value, spread / math.sqrt(count), count - 1).interval(1 - level / 2**looks)
         if found.low > -margin or found.high < -margin:
             return count
     return None
@@ -138,10 +141,18 @@ class Outlook:
         return self.spent_s + training_s / self.processes / (1 - timing)
 
     def of_more_seeds(
-        self, differences: Sequence[float], margin: float, *, steps: int, looks: int, most: int, fixed: bool
+        self,
+        differences: Sequence[float],
+        margin: float,
+        *,
+        steps: int,
+        looks: int,
+        most: int,
+        fixed: bool,
+        level: float = LEVEL,
     ) -> str:
         """Return, of an arm that seeds do not decide, how many would, and in what budget unless they are `fixed`."""
-        count = seeds_needed(differences, margin, looks=looks, most=most)
+        count = seeds_needed(differences, margin, looks=looks, most=most, level=level)
         if count is None:
             return (
                 f" As the seeds differ, not even {most} of them would decide: longer trainings, or another margin, may."

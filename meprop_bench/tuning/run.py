@@ -8,16 +8,18 @@ print(result.sentence)
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from meprop_bench.durations import duration
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.optimizers import OPTIMIZERS
 from meprop_bench.results.axes import default_threads
+from meprop_bench.results.shards import Shard, ShardOf
 from meprop_bench.results.store import Store
+from meprop_bench.stats import LEVEL
 from meprop_bench.sweep.runner import SweepProgress
 from meprop_bench.tasks import editions
 from meprop_bench.tasks.build import is_model, source_of
@@ -29,6 +31,16 @@ from meprop_bench.tuning.journal import Job, Journal
 from meprop_bench.tuning.processes import Processes
 from meprop_bench.tuning.search import Answer, Search
 from meprop_bench.tuning.session import Question, Session
+from meprop_bench.tuning.shards import (
+    FOUND,
+    ShardFindings,
+    level_of,
+    own_arms,
+    own_seeds,
+    part_of_curve,
+    part_of_search,
+    units_of,
+)
 
 __all__ = ["Request", "Result", "Watcher", "folder_name"]
 
@@ -70,6 +82,7 @@ class Request:
     processes: int | None = None  # trainings side by side
     budgets: tuple[float, ...] = ()  # seconds in which qualities are compared; none to search
     real_clock: bool = False
+    part: ShardOf | None = None  # whose arms, or seeds, alone are tried here, where others try the rest
 
     def __post_init__(self) -> None:
         if self.recipe != self.recipe.dense():
@@ -96,6 +109,47 @@ class Request:
             **editions(self.recipe.task),
         }  # fmt: skip
 
+    @classmethod
+    def from_json(cls, plan: Mapping[str, Any]) -> Self:
+        """Return what the plan of a results folder asks for; KeyError or TypeError for one that is none."""
+        arms = plan["arms"]
+        return cls(
+            Recipe(**plan["recipe"]),
+            plan["margin"],
+            methods=tuple(arms["methods"]),
+            ks=tuple(arms["k"]),
+            gradients=tuple(arms["gradients"]),
+            kernel=arms["kernel"],
+            leave=tuple(arms["leave"]),
+            k_by_layer=arms.get("k_by_layer"),
+            steps=plan["steps"],
+            seeds=plan["seeds"],
+            threads=plan["threads"],
+            budgets=tuple(plan["budgets"]),
+        )
+
+    def sharded(self, shard: Shard) -> Self:
+        """Return what a shard does of it.
+
+        Raises:
+            UserError: there is less to share than there are shards, and nothing for this one (exit code 5).
+
+        """
+        if self.real_clock:
+            raise UserError("--real-clock runs what is taken, which no shard knows: leave it out")
+        if self.budgets:
+            units = tuple((str(seed), f"seed {seed}") for seed in range(1, self.curve_seeds + 1))
+        else:
+            units = units_of(self.arms(rows=False))
+        part = ShardOf(shard, self.to_json(), units)
+        part.checked_own("seed" if self.budgets else "arm")
+        return replace(self, part=part)
+
+    @property
+    def curve_seeds(self) -> int:
+        """How many seeds a curve has."""
+        return self.seeds or _CURVE_SEEDS
+
     def arms(self, *, rows: bool) -> list[Arm]:
         """Return the arms to begin with; `rows` says whether the optimizer takes gradients as rows."""
         gradients = self.gradients or (("dense", "rows") if rows else ("dense",))
@@ -111,6 +165,11 @@ class Request:
             UserError: the model cannot be trained, nothing can be measured, or the seconds are spent.
 
         """
+        if "merged" in store.header:
+            raise UserError(
+                f"{store.folder.name} was merged from shards: go on with these (--shard I/N --resume) and merge them"
+                " again, or search anew without --resume"
+            )
         watcher = watcher or Watcher()
         journal = Journal(store.folder)
         left = seconds - journal.spent_s
@@ -137,28 +196,42 @@ class Request:
                 known, arms = self._examined(machine, journal)
                 metric = str(known["metric"])
                 percent = bool(known["percent"])
-                answer, curve = None, None
-                if self.budgets:
-                    count = self.seeds or _CURVE_SEEDS
-                    curve = time_to_quality(session, arms, self.budgets, seeds=count, metric=metric, percent=percent)
-                else:
-                    question = Question(
-                        tuple(arms),
-                        self.margin,
-                        metric,
-                        percent,
-                        self.steps,
-                        self.seeds,
-                        schedules=self.k_by_layer is None,
-                        variants=not (self.leave or self.k_by_layer),
-                    )
-                    answer = Search(session, question).run()
+                answer = None if self.budgets else self._search(session, arms, metric, percent)
+                curve = self._curve(session, arms, metric, percent) if self.budgets else None
                 real = self._by_real_clock(machine, answer, whole) if self.real_clock and answer else None
             finally:
                 session.save()
         result = Result(self, store, metric, answer, curve, real)
         store.write_answer(result.sentence)
         return result
+
+    def _search(self, session: Session, arms: list[Arm], metric: str, percent: bool) -> Answer:
+        question = Question(
+            tuple(arms if self.part is None else own_arms(self.part, arms)),
+            self.margin,
+            metric,
+            percent,
+            self.steps,
+            self.seeds,
+            schedules=self.k_by_layer is None,
+            variants=not (self.leave or self.k_by_layer),
+            level=LEVEL if self.part is None else level_of(self.part),
+        )
+        search = Search(session, question)
+        if self.part is None:
+            return search.run()
+        session.journal.settled.pop(FOUND, None)  # until this search has come to its end
+        session.journal.save()
+        answer = search.found()
+        if answer.clock is not None or all(each.standing == "failed" for each in answer.findings):
+            session.journal.settle(**{FOUND: ShardFindings.of(answer).to_json()})
+        return part_of_search(search.timed(answer), self.part)
+
+    def _curve(self, session: Session, arms: list[Arm], metric: str, percent: bool) -> Curve:
+        only = () if self.part is None else own_seeds(self.part)
+        known: dict[str, Any] = {"seeds": self.curve_seeds, "only": only, "metric": metric, "percent": percent}
+        curve = time_to_quality(session, arms, self.budgets, **known)
+        return curve if self.part is None else part_of_curve(curve, self.part)
 
     def _examined(self, machine: Processes, journal: Journal) -> tuple[dict[str, Any], list[Arm]]:
         """Return what is known of the metric, and the arms, as the optimizer allows them."""

@@ -89,6 +89,17 @@ class Search:
             UserError: dense training fails, or nothing could be measured at all.
 
         """
+        return self.timed(self.found())
+
+    def timed(self, answer: Answer) -> Answer:
+        """Return an answer; `UserError` where no arm could be timed."""
+        if answer.clock is None:
+            untimed = any(each.untimed for each in answer.findings)
+            raise nothing_timed(self._session.timings.values(), self._session.machine.stages, untimed=untimed)
+        return answer
+
+    def found(self) -> Answer:
+        """Search; likewise, but for an answer without a clock where no arm could be timed."""
         costs = self._session.costs()
         if not self._passes and (pace := first_pace(costs)) is not None:
             self._warn(self._arms_expected(), pace, costs, timing=TIMES)
@@ -97,9 +108,6 @@ class Search:
             if not self._again(number, answer, costs):
                 break
         self._session.save()
-        if answer.clock is None:
-            untimed = any(each.untimed for each in answer.findings)
-            raise nothing_timed(self._session.timings.values(), self._session.machine.stages, untimed=untimed)
         return answer
 
     def _pass(self, number: int, costs: Costs) -> Answer:
@@ -182,8 +190,7 @@ class Search:
         """Return what will be trained: settled once, since it depends on the time that is left."""
         if number < len(self._passes):
             stored = self._passes[number]["plan"]
-            rungs = tuple(Rung(**{**rung, "seeds": tuple(rung["seeds"])}) for rung in stored["rungs"])
-            return Plan(**{**stored, "rungs": rungs, "seeds": tuple(stored["seeds"])})
+            return Plan.from_json(stored)
         session, costs = self._session, clock.costs
         probe = min(costs.whole, max(_PROBE[0], min(_PROBE[1], int(_PROBE_S / clock.step_s()))))
         session.train([Job(None, 1 + process, probe) for process in range(session.machine.processes)], session.budget)
@@ -297,8 +304,9 @@ class Search:
         seen = self._journal.differences(found.arm, plan.steps, plan.seed(found.seeds))
         margin = self._margin(plan.steps)
         return outlook.of_more_seeds(
-            seen, margin, steps=plan.steps, looks=looks, most=2 * MOST_SEEDS - 1, fixed=question.seeds is not None
-        )
+            seen, margin, steps=plan.steps, looks=looks, most=2 * MOST_SEEDS - 1,
+            fixed=question.seeds is not None, level=question.level,
+        )  # fmt: skip
 
     def _rung(self, rung: Rung, alive: list[Arm], clock: Clock, plan: Plan, budget: Budget | None) -> list[Arm]:
         """Train a rung, and return the arms that go on."""

@@ -15,7 +15,8 @@ from typing import Protocol
 
 from meprop_bench.durations import duration
 from meprop_bench.errors import UserError
-from meprop_bench.tuning.arms import Arm, Layer
+from meprop_bench.stats import LEVEL
+from meprop_bench.tuning.arms import Arm
 from meprop_bench.tuning.budget import Budget
 from meprop_bench.tuning.halving import Pace
 from meprop_bench.tuning.journal import Job, Journal, Trained
@@ -38,6 +39,7 @@ class Question:
     seeds: int | None = None  # of the last judgement; None for what the budget allows
     schedules: bool = True  # try a k that moves, too
     variants: bool = True  # try to leave small layers dense, and k by layer, too
+    level: float = LEVEL  # chance of error of all verdicts together
 
     def __post_init__(self) -> None:
         if self.margin is not None and not 0 <= self.margin < math.inf:
@@ -115,7 +117,7 @@ class Session:
             found = self.machine.costs()
             self.journal.settle(costs=asdict(found))
             return found
-        return Costs(**{**stored, "layers": tuple(Layer(**layer) for layer in stored["layers"])})
+        return Costs.from_json(stored)
 
     def measure(self, arms: Sequence[Arm], budget: Budget, *, wanted: bool = True) -> None:
         """Time these arms, as far as there is time, once more where that was too uncertain; those that are wanted are

@@ -54,7 +54,17 @@ class Timing:
             name: value if math.isfinite(value) else None for name, value in zip(names, figures, strict=True)
         }
         found |= {"failed": self.failed, "case_id": self.case_id, "baseline": self.baseline}
-        return found | {"compiled": self.compiled, "uncompiled_s": self.uncompiled_s}
+        found |= {"compiled": self.compiled, "uncompiled_s": self.uncompiled_s}
+        return found | ({"unsure": True} if self.unsure else {})
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        """Return the timing of a JSON object; KeyError or TypeError for what is none."""
+        if (failed := record["failed"]) is not None:
+            return cls.without(failed, unsure=record.get("unsure", False))
+        ratio = Interval.of(record["speedup"], record["low"], record["high"])
+        names = ("dense_s", "case_id", "baseline", "compiled", "uncompiled_s")
+        return cls(ratio, **{name: record[name] for name in names})
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,11 @@ class Costs:
     def beside_s(self) -> float:
         """Seconds of each step that are not in the step."""
         return self.batch_s + self.evaluation_s / self.per_epoch
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        """Return the costs of a JSON object, which `dataclasses.asdict` makes."""
+        return cls(**{**record, "layers": tuple(Layer(**layer) for layer in record["layers"])})
 
 
 @dataclass(frozen=True)

@@ -50,23 +50,6 @@ def test_more_shards_than_units(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["tune", "--task", "digits", "--shard", "1/2"],
-        ["tune", "--task", "digits", "--budgets", "1s", "--shard", "1/2"],
-        ["parity", "--task", "digits", "--k", "4", "--budgets", "1s", "--shard", "1/2"],
-    ],
-)
-def test_a_search_is_not_split(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    said = refused(words, ExitCode.USAGE, capsys)
-    assert "is not split: what it trains next" in said
-    assert "split `speedup --model` and `parity`" in said
-
-
 def test_nothing_to_merge_and_nowhere_to(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "all")
     assert "Missing argument 'FOLDER...'" in refused(["merge", "--out", out], ExitCode.USAGE, capsys)
