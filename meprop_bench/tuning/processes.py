@@ -56,6 +56,8 @@ _MANY, _FEW, _SHORT_S = 5, 3, 60.0
 """Processes that time a step, and fewer where all timings have less than a minute: starting one takes seconds."""
 _BESIDES_S = 2.0
 """Seconds of a case that are no timing: it is set up and checked."""
+_WARM_STEPS = 20
+"""Steps of a training that goes before one by the real clock."""
 _CHOICE_S = 0.5
 """Seconds for each comparison of two dense sides."""
 _COMPILING = 0.5
@@ -344,19 +346,24 @@ class Processes:
     def alone(self, job: Job, budget: Budget) -> float:
         """Return the real seconds of a training's steps and batches, on all threads, with nothing beside it.
 
-        `UserError`: it fails, or the budget ends.
+        A short one goes before it in the same process: the first steps of all load and compile kernels, which is of no
+        training's length. `UserError`: it fails, or the budget ends.
         """
-        training = self._training(job)
-        training = training._replace(name=f"{training.name}-alone")
+        short = replace(job, steps=min(job.steps, _WARM_STEPS))
+        trainings = [
+            each._replace(name=f"{each.name}-{name}")
+            for each, name in ((self._training(short), "warm"), (self._training(job), "alone"))
+        ]
         self.close()
         try:
             with self._alone(budget), self._trainers(1, budget, self._threads) as trainers:
                 self._waiting.on("by the real clock", of=job.label)
-                ((_, answer),) = trainers.share(iter([training]), lambda wanted: wanted, lambda: None)
+                *_, (_, answer) = trainers.share(iter(trainings), lambda wanted: wanted, lambda: None)
         except Over:
             raise UserError(f"the budget ended in training {job.label}") from None
         finally:
-            training.forget(self._store)
+            for training in trainings:
+                training.forget(self._store)
             self._waiting.on("")
         if isinstance(answer, WorkerError):
             raise UserError(f"training {job.label} failed: {answer.sentence('its process')}")

@@ -107,6 +107,21 @@ def test_by_the_real_clock_it_is_alone(store: Store) -> None:
             machine.alone(Job(Arm("unified", 0.5, left=("x",)), 1, 5), Budget(600))
 
 
+def test_by_the_real_clock_the_process_has_trained_before(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[tuple[int | None, int]] = []
+    share = processes.Trainers.share
+
+    def noted(self: Any, jobs: Iterator[Any], *others: Any) -> Iterator[Any]:
+        for job, answer in share(self, jobs, *others):
+            trained.append((job.recipe.steps, answer["steps"]))
+            yield job, answer
+
+    monkeypatch.setattr(processes.Trainers, "share", noted)
+    with Processes(RECIPE, store, Budget(600), threads=1, processes=1) as machine:
+        machine.alone(Job(ARM, 1, 30), Budget(600))
+    assert trained == [(20, 20), (30, 30)]
+
+
 def test_at_the_end_of_its_budget_it_ends_trainings_and_their_checkpoints_stay(store: Store) -> None:
     time = [0.0]
     budget = Budget(10.0, lambda: time[0])
