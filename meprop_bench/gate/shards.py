@@ -125,7 +125,7 @@ def read(path: Path) -> GateShard:
     """Read a shard; `UserError` for a file that is none."""
     name = shown(path.name, 120)
     try:
-        record = checked(parsed(path.read_bytes()), _File)
+        record = checked(parsed(path.read_bytes()), _ShardFile)
         if record.schema != SCHEMA:
             raise ValueError(f"it has the schema {shown(record.schema, 40)!r}, and this reads {SCHEMA!r}")
         shard = Shard(record.shard["index"], record.shard["of"])
@@ -295,7 +295,7 @@ class _Series(msgspec.Struct):
     repeats: str = ""
 
 
-class _File(msgspec.Struct):
+class _ShardFile(msgspec.Struct):
     schema: str
     shard: dict[str, int]
     cases: list[str]
