@@ -30,7 +30,7 @@ from meprop_bench.gate.series import Floats, Integers
 from meprop_bench.results.redact import one_line
 from meprop_bench.results.store import MEASUREMENTS
 
-__all__ = ["FAILED", "Columns", "RunReader", "Run", "files", "where"]
+__all__ = ["FAILED", "Columns", "Run", "RunReader", "files", "where"]
 
 FAILED = math.inf
 """Stands for a figure that was asked for and failed."""

@@ -28,7 +28,7 @@ import numpy.typing as npt
 from meprop_bench.atomic import replacing
 from meprop_bench.cache import writable
 from meprop_bench.gate.files.figures import Kind
-from meprop_bench.gate.history.runs import Columns, RunReader, Run, files, stamp_of
+from meprop_bench.gate.history.runs import Columns, Run, RunReader, files, stamp_of
 from meprop_bench.gate.series import Floats
 
 __all__ = ["History", "read_history"]
