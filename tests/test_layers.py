@@ -23,8 +23,8 @@ def test_no_package_is_a_drawer_for_everything() -> None:
 def test_what_measures_does_not_load_torchs_compiler() -> None:
     program = """
 import sys
-from meprop_bench.sweep.worker import Session
-Session().handle({"do": "hello", "threads": 1, "device": "cpu"})
+from meprop_bench.sweep.worker import WorkerSession
+WorkerSession().handle({"do": "hello", "threads": 1, "device": "cpu"})
 import meprop_bench.nn
 sys.exit("torch._dynamo" in sys.modules)
 """

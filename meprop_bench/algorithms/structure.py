@@ -84,7 +84,7 @@ class Structure(NamedTuple):
     axes: list[TensorAxis]
 
 
-class _Layout(NamedTuple):
+class _LastDimension(NamedTuple):
     """What the last dimension of a value holds."""
 
     parts: tuple[Group, ...]
@@ -102,10 +102,10 @@ class _Layout(NamedTuple):
 class _Returned(NamedTuple):
     """What a recurrent layer returns: an output, and states, which cannot be followed."""
 
-    output: _Layout
+    output: _LastDimension
 
 
-_Input = tuple[fx.Node, _Layout | _Returned]
+_Input = tuple[fx.Node, _LastDimension | _Returned]
 """A node, and what its value holds."""
 
 
@@ -154,7 +154,7 @@ class _Walk:
     def __init__(self, model: nn.Module, layers: dict[str, nn.Module]) -> None:
         self.model = model
         self.names = {module: name for name, module in layers.items()}
-        self.values: dict[fx.Node, _Layout | _Returned] = {}
+        self.values: dict[fx.Node, _LastDimension | _Returned] = {}
         self.groups: list[Group] = []
         self.axes: list[TensorAxis] = []
         self.calls: Counter[nn.Module] = Counter()
@@ -170,11 +170,11 @@ class _Walk:
         if value is not None:
             self.values[node] = value
 
-    def module(self, node: fx.Node, module: nn.Module, inputs: list[_Input]) -> _Layout | _Returned | None:
+    def module(self, node: fx.Node, module: nn.Module, inputs: list[_Input]) -> _LastDimension | _Returned | None:
         layout = None
         if inputs:
             source, value = inputs[0]
-            if not isinstance(value, _Layout) or len(inputs) > 1 or node.args[:1] != (source,):
+            if not isinstance(value, _LastDimension) or len(inputs) > 1 or node.args[:1] != (source,):
                 self.refuse(inputs, node)
             layout = value
         self.calls[module] += 1
@@ -192,7 +192,9 @@ class _Walk:
             return layout._replace(flat=True)
         self.refuse(inputs, node)
 
-    def layer(self, node: fx.Node, layer: nn.Linear | nn.RNNBase, layout: _Layout | None) -> _Layout | _Returned | None:
+    def layer(
+        self, node: fx.Node, layer: nn.Linear | nn.RNNBase, layout: _LastDimension | None
+    ) -> _LastDimension | _Returned | None:
         recurrent = isinstance(layer, nn.RNNBase)
         name = self.names.get(layer)
         if (layout or name is not None) and (reason := _not_plain(layer)):
@@ -206,10 +208,10 @@ class _Walk:
             group = Group(name, layer, layer.out_features)
             self.groups.append(group)
             self.axes += [TensorAxis(layer, t, 0, (group,), 1) for t in _present(layer, "weight", "bias")]
-            return _Layout((group,))
+            return _LastDimension((group,))
         if layer.proj_size or len(node.args) > 1 or "hx" in node.kwargs:
             raise ValueError(f"cannot remove neurons of {name!r}: it has a projection or is given an initial state")
-        return _Returned(_Layout(self.cells(name, layer)))
+        return _Returned(_LastDimension(self.cells(name, layer)))
 
     def cells(self, name: str, layer: nn.RNNBase) -> tuple[Group, ...]:
         """Make a group of each cell; return those of the last layer, whose outputs the module returns."""
@@ -232,7 +234,7 @@ class _Walk:
             self.groups += groups
         return before
 
-    def read(self, node: fx.Node, owner: nn.Module, tensors: Iterable[str], dim: int, layout: _Layout) -> None:
+    def read(self, node: fx.Node, owner: nn.Module, tensors: Iterable[str], dim: int, layout: _LastDimension) -> None:
         """Note that some tensors of a layer read what `layout` holds."""
         for name in tensors:
             found, size = getattr(owner, name).shape[dim], layout.size
@@ -246,14 +248,14 @@ class _Walk:
             for group in layout.parts:
                 group.axes += 1
 
-    def function(self, node: fx.Node, inputs: list[_Input]) -> _Layout | _Returned | None:
+    def function(self, node: fx.Node, inputs: list[_Input]) -> _LastDimension | _Returned | None:
         source, value = inputs[0]
         if _is_shape(node) or (isinstance(value, _Returned) and _is_unused_state(node)):
             return None
         if len(inputs) == 1 and isinstance(value, _Returned):
             if node.target is operator.getitem and node.args == (source, 0):
                 return value.output
-        elif len(inputs) == 1 and isinstance(value, _Layout):
+        elif len(inputs) == 1 and isinstance(value, _LastDimension):
             if node.target is rnn.pad_packed_sequence and node.args[:1] == (source,):
                 return _Returned(value)
             if _flattens(node):

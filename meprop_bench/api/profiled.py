@@ -12,7 +12,7 @@ from meprop_bench.report.why import answers
 from meprop_bench.results.profile import Profile
 
 if TYPE_CHECKING:
-    from meprop_bench.report.why import Answer
+    from meprop_bench.report.why import ProfileAnswer
     from meprop_bench.results.schema import Row
 
 __all__ = ["Profiled"]
@@ -31,7 +31,7 @@ class Profiled:
         return self.profile.rows
 
     @property
-    def answers(self) -> Sequence[Answer]:
+    def answers(self) -> Sequence[ProfileAnswer]:
         """Why it is not less: questions, with their answers in words and how each was found."""
         return answers(self.profile)
 

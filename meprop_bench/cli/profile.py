@@ -19,7 +19,7 @@ from meprop_bench.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
     from meprop_bench.results.profile import Profile
-    from meprop_bench.sweep.network import Outlook
+    from meprop_bench.sweep.network import ScalingForecast
     from meprop_bench.workloads.case import Case
     from meprop_bench.workloads.network import Network
 
@@ -129,7 +129,7 @@ _LATENCY_US = 20.0
 """A message's between two machines of one network, about."""
 
 
-def _print(form: str, profile: Profile, environment: dict[str, Any], outlook: Outlook | None) -> None:
+def _print(form: str, profile: Profile, environment: dict[str, Any], outlook: ScalingForecast | None) -> None:
     if form == "json":
         from meprop_bench.report.why import answers
 

@@ -88,7 +88,7 @@ class Agreement:
 
 
 class Choice:
-    """What makes the selection of one layer: see `ops.chosen.Choice`.
+    """What makes the selection of one layer: see `ops.chosen.Selector`.
 
     Copies of the layer select for themselves, and so does the layer when the model is no longer wrapped.
     """

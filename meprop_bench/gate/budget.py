@@ -16,13 +16,13 @@ from typing import Generic, TypeVar
 
 from meprop_bench.stats import median
 
-__all__ = ["Budget"]
+__all__ = ["CaseBudget"]
 
 Case = TypeVar("Case", bound=Hashable)
 
 
 @dataclass
-class Budget(Generic[Case]):
+class CaseBudget(Generic[Case]):
     """Seconds that there are, and what was spent of them."""
 
     total_s: float

@@ -37,7 +37,7 @@ from meprop_bench.gate.targets import Measurable
 from meprop_bench.measure.paired import Measurement
 from meprop_bench.stats import median
 
-__all__ = ["SIDES", "Blocks", "CaseRecords", "Facts", "Record", "Side", "judged_records", "record_of"]
+__all__ = ["SIDES", "Blocks", "CaseRecords", "Facts", "PairRecord", "Side", "judged_records", "record_of"]
 
 Side: TypeAlias = Literal["base", "head"]
 SIDES: tuple[Side, Side] = ("base", "head")
@@ -54,7 +54,7 @@ _BUSY = 0.5
 
 
 @dataclass(frozen=True)
-class Record:
+class PairRecord:
     """What one pair of processes gave for one case, under one injected slowdown (usually none); seconds."""
 
     pairs: Mapping[str, tuple[tuple[float, float], ...]]  # phase -> values (base, head) of the sparsified side
@@ -74,7 +74,7 @@ class CaseRecords:
     """All that is known of one case."""
 
     case: Measurable
-    records: dict[float, list[Record]] = field(default_factory=dict)  # slowdown -> one for each pair of processes
+    records: dict[float, list[PairRecord]] = field(default_factory=dict)  # slowdown -> one for each pair of processes
     loops: int = 1  # iterations behind a value
     facts: Facts = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)  # what a reader should know besides, one line each
@@ -112,7 +112,7 @@ class CaseRecords:
             )
         return [f"{self.case.label}: {line}" for line in lines]
 
-    def series(self, records: Sequence[Record] | None = None) -> list[Series]:
+    def series(self, records: Sequence[PairRecord] | None = None) -> list[Series]:
         """Return its figures; of other records than those without a slowdown, for the self-test."""
         one = partial(Series, case=self.case.label)
         if self.missing or self.gone:
@@ -143,7 +143,7 @@ class CaseRecords:
             return f"new: the base has none ({self.missing})"
         return f"not comparable: {self.missing}"
 
-    def _timed(self, phase: str, records: Sequence[Record]) -> Iterator[Series]:
+    def _timed(self, phase: str, records: Sequence[PairRecord]) -> Iterator[Series]:
         """Yield the time of a phase, and its ratio to the dense side's where all have that."""
         marks = None if any(r.disturbed is None for r in records) else tuple(r.disturbed or () for r in records)
         runs = tuple(record.pairs[phase] for record in records)
@@ -159,18 +159,18 @@ class CaseRecords:
             yield one(figure=figure, pairs=tuple(ratios))
 
 
-def judged_records(records: Sequence[Record]) -> Sequence[Record]:
+def judged_records(records: Sequence[PairRecord]) -> Sequence[PairRecord]:
     """Return those that the machine did not disturb most of the time; all where it disturbed half of them, or more."""
     calm = [record for record in records if not record.busy]
     return calm if 2 * len(calm) > len(records) else records
 
 
-def record_of(setups: Sequence[Sequence[Blocks]], dense: Sequence[Blocks], phases: Sequence[str]) -> Record:
+def record_of(setups: Sequence[Sequence[Blocks]], dense: Sequence[Blocks], phases: Sequence[str]) -> PairRecord:
     """Return what a pair of processes gave for some phases: of each set-up its blocks, and those of the dense side."""
     marks = [[_disturbed(blocks) for blocks in of_one] for of_one in setups]
     known = not any(mark is None for of_one in marks for mark in of_one)
     calm_ones = [_calm(of_one) for of_one in setups]
-    return Record(
+    return PairRecord(
         {
             phase: tuple(
                 pair

@@ -40,7 +40,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from meprop_bench.gate.evidence import Evidence, detectable, unpaired
+from meprop_bench.gate.evidence import Estimates, detectable, unpaired
 from meprop_bench.gate.judgement import ROW, VERDICTS, Judgements, Kind
 from meprop_bench.gate.looks import Looks
 from meprop_bench.gate.series import Block, Flags, Floats, Integers, Series, Sides
@@ -244,7 +244,7 @@ def _judged(table: _Table, settings: Settings, looks: Looks | None, besides: int
     bound = np.where(points, margin, np.log1p(np.maximum(margin, share))) + _ROUNDING
     small = np.where(table.pairs > 0, np.log1p(np.maximum(small_part(margin), share)) + _ROUNDING, bound)
     estimate, error, degrees, weight, size = np.moveaxis(table.looks, 2, 0)
-    evidence = Evidence(estimate, error, degrees)
+    evidence = Estimates(estimate, error, degrees)
     half = evidence.half_width(settings.alpha * weight)
     low, high = estimate - half, estimate + half
     within = (high < bound[:, None]) | ((error == 0) & (estimate <= bound[:, None]))

@@ -29,7 +29,7 @@ import numpy as np
 
 from meprop_bench.gate.series import MEDIAN_ERROR, NORMAL_IQR, Flags, Floats, Sides
 
-__all__ = ["Evidence", "detectable", "disagreement", "lower_rank", "medians", "unpaired"]
+__all__ = ["Estimates", "detectable", "disagreement", "lower_rank", "medians", "unpaired"]
 
 _CAUGHT = 0.95
 """Probability at which a slowdown counts as one that is caught."""
@@ -40,7 +40,7 @@ Level: TypeAlias = float | Floats
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Estimates:
     """Estimates of many changes, in arrays of one shape."""
 
     estimate: Floats  # of each change: the log of head / base, or points lost
@@ -74,7 +74,7 @@ def detectable(error: Floats, pairs: Floats, small: Floats, bound: Floats, level
     `error` are the standard errors of log ratios over some pairs of processes, `levels` the one-sided errors of the two
     claims.
     """
-    found = Evidence(error, error, pairs - 1.0)
+    found = Estimates(error, error, pairs - 1.0)
     certain, ruled_out = levels
     above = np.maximum(small + found.half_width(certain), bound - found.half_width(ruled_out))
     return np.expm1(above + found.half_width(1 - _CAUGHT))

@@ -59,7 +59,7 @@ from meprop_bench.errors import UserError
 from meprop_bench.gate.case_records import SIDES, Blocks, Facts, Side
 from meprop_bench.gate.environments import worker_environment
 from meprop_bench.gate.judgement import Kind
-from meprop_bench.gate.targets import Measurable, Schedule
+from meprop_bench.gate.targets import Measurable, MeasurementPlan
 from meprop_bench.gate.worktree import Checkout
 from meprop_bench.measure.affinity import chosen
 from meprop_bench.measure.allocator import environment_of
@@ -265,7 +265,7 @@ def exact_figures(
 
 
 def accuracies(
-    case: Measurable, pool: Pool[Side], plan: Schedule
+    case: Measurable, pool: Pool[Side], plan: MeasurementPlan
 ) -> tuple[tuple[tuple[float, ...], tuple[float, ...]], bool]:
     """Train the sparsified side of both revisions from the same seeds; nothing is timed meanwhile.
 

@@ -29,8 +29,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict, Unpack
 
 from meprop_bench.errors import ExitCode, UserError
-from meprop_bench.gate.budget import Budget
-from meprop_bench.gate.case_records import SIDES, Blocks, CaseRecords, Record, Side, record_of
+from meprop_bench.gate.budget import CaseBudget
+from meprop_bench.gate.case_records import SIDES, Blocks, CaseRecords, PairRecord, Side, record_of
 from meprop_bench.gate.faults import settle
 from meprop_bench.gate.judgement import Judgement
 from meprop_bench.gate.own_code import borrowed, check_origins, greet, sparsified
@@ -47,7 +47,7 @@ from meprop_bench.gate.processes import (
     times_alone,
 )
 from meprop_bench.gate.series import Series
-from meprop_bench.gate.targets import Measurable, Schedule
+from meprop_bench.gate.targets import Measurable, MeasurementPlan
 from meprop_bench.gate.worktree import Checkout
 from meprop_bench.measure.lock import DeviceLock, device_lock
 from meprop_bench.measure.pool import Pool
@@ -140,7 +140,7 @@ class Measured:
 
 
 def measure(
-    plan: Schedule,
+    plan: MeasurementPlan,
     base: Checkout,
     head: Checkout,
     *,
@@ -194,7 +194,7 @@ class Rounds:
 
     def __init__(
         self,
-        plan: Schedule,
+        plan: MeasurementPlan,
         base: Checkout,
         head: Checkout,
         *,
@@ -213,7 +213,7 @@ class Rounds:
         self._begun = now()
         self._round, self._left = 0, len(plan.cases)
         self.cases = {case: CaseRecords(case) for case in plan.cases}
-        self.budget = Budget(plan.budget * len(plan.cases), _process_of)
+        self.budget = CaseBudget(plan.budget * len(plan.cases), _process_of)
         self.environment: Mapping[str, Any] = {}
         self._borrowed: dict[Side, str] = {}
 
@@ -338,7 +338,7 @@ class Rounds:
 
     def _slice(
         self, interleaving: Interleaving, phases: Sequence[str], *, fewest: int, dense: bool
-    ) -> dict[float, Record]:
+    ) -> dict[float, PairRecord]:
         """Set the case up again and again for a slice of time, and take neighbours with each slowdown.
 
         There are `fewest` of them for a set-up at least, and some of the `dense` side for the ratio to it.

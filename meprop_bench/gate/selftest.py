@@ -32,8 +32,8 @@ from typing import Any, TypeAlias, Unpack
 import numpy as np
 
 from meprop_bench.errors import ExitCode, UserError
-from meprop_bench.gate.budget import Budget
-from meprop_bench.gate.case_records import Record, judged_records
+from meprop_bench.gate.budget import CaseBudget
+from meprop_bench.gate.case_records import PairRecord, judged_records
 from meprop_bench.gate.decide import judge, small_part, undecided
 from meprop_bench.gate.evidence import detectable
 from meprop_bench.gate.judgement import VERDICTS, Quantity
@@ -236,7 +236,7 @@ class _Replay:
             every = (one for case, pairs in drawn.items() for one in _joined(pairs[: counts[case]]))
             return [one for one in every if quantity in (None, one.quantity)]
 
-        budget = Budget(self._settings.budget * len(drawn), self._measured.process_of)
+        budget = CaseBudget(self._settings.budget * len(drawn), self._measured.process_of)
         todo = list(drawn)
         while todo:
             for _ in {budget.process_of(case) for case in todo}:
@@ -276,7 +276,7 @@ def _count(verdicts: Sequence[str]) -> tuple[int, int, int]:
     return len(verdicts), verdicts.count("fail"), verdicts.count("inconclusive")
 
 
-def _logs(records: Sequence[Record]) -> list[float]:
+def _logs(records: Sequence[PairRecord]) -> list[float]:
     """Return log(head / base) of each pair of processes."""
     phase = "backward" if "backward" in records[0].pairs else next(iter(records[0].pairs))
     return [-ratio for ratio in process_medians([record.pairs[phase] for record in records])]

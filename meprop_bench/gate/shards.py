@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
-from meprop_bench.errors import ExitCode, UserError
+from meprop_bench.errors import UserError
 from meprop_bench.gate.files.machine import common_machine
 from meprop_bench.gate.judgement import Quantity
 from meprop_bench.gate.names import shown
@@ -34,6 +34,7 @@ from meprop_bench.gate.settings import Settings, settings_of
 from meprop_bench.gate.worktree import Checkout
 from meprop_bench.measure.environment import environment_id
 from meprop_bench.results.incoming import Amount, Finite, Number, checked, parsed, refused
+from meprop_bench.results.merge import contradiction
 from meprop_bench.results.shards import Shard
 from meprop_bench.results.store import replace_file
 
@@ -125,7 +126,7 @@ def read(path: Path) -> GateShard:
     """Read a shard; `UserError` for a file that is none."""
     name = shown(path.name, 120)
     try:
-        record = checked(parsed(path.read_bytes()), _File)
+        record = checked(parsed(path.read_bytes()), _ShardFile)
         if record.schema != SCHEMA:
             raise ValueError(f"it has the schema {shown(record.schema, 40)!r}, and this reads {SCHEMA!r}")
         shard = Shard(record.shard["index"], record.shard["of"])
@@ -155,7 +156,9 @@ def merged(shards: Sequence[GateShard]) -> Merged:
     for shard in shards:
         _check_same_gate(shards[0], shard)
         if (other := by_index.setdefault(shard.shard.index, shard)) is not shard:
-            raise _refusal(f"{_name(other)} and {_name(shard)} are both shard {shard.shard}: name the one that counts")
+            raise contradiction(
+                f"{_name(other)} and {_name(shard)} are both shard {shard.shard}: name the one that counts"
+            )
     first = by_index[min(by_index)]
     _check_complete(first, by_index)
     ordered = [by_index[index] for index in sorted(by_index)]
@@ -181,29 +184,25 @@ def merged(shards: Sequence[GateShard]) -> Merged:
     )
 
 
-def _refusal(text: str) -> UserError:
-    return UserError(text, ExitCode.NOT_COMPARABLE)
-
-
 def _name(shard: GateShard) -> str:
     return shown(shard.path.name, 120)
 
 
 def _check_same_gate(one: GateShard, other: GateShard) -> None:
     if one.shard.of != other.shard.of:
-        raise _refusal(
+        raise contradiction(
             f"{_name(one)} and {_name(other)} are of different splits, {one.shard} and {other.shard}: measure all anew"
         )
     for what in ("base", "head"):
         first, second = getattr(one, what), getattr(other, what)
         if (first.commit, first.files) != (second.commit, second.files):
-            raise _refusal(
+            raise contradiction(
                 f"{_name(one)} and {_name(other)} measured different revisions: the {what} is {shown(first.name)} and"
                 f" {shown(second.name)}; give all shards one commit, by --head where their work trees differ"
             )
     for what in ("settings", "cases", "own"):
         if getattr(one, what) != getattr(other, what):
-            raise _refusal(
+            raise contradiction(
                 f"{_name(one)} and {_name(other)} have different {'settings' if what == 'settings' else 'cases'}: give"
                 " all shards the same options and threads"
             )
@@ -217,18 +216,18 @@ def _check_complete(first: GateShard, found: Mapping[int, GateShard]) -> None:
         if index not in found and (cases := shard.part(first.cases)):
             missing.append(f"{shard} ({len(cases)} of {len(first.cases)} cases)")
     if missing:
-        raise _refusal(
+        raise contradiction(
             f"no verdict without {'shards' if len(missing) > 1 else 'shard'} {', '.join(missing)}: a job failed, or its"
             " file was not handed on"
         )
     for part in found.values():
         seen = {one.case for one in part.found.series}
         if strays := (seen & set(first.cases)) - part.labels:
-            raise _refusal(f"{_name(part)} is shard {part.shard} and holds another's case, {shown(min(strays))}")
+            raise contradiction(f"{_name(part)} is shard {part.shard} and holds another's case, {shown(min(strays))}")
         installed = all(one.case in first.cases or one.unjudged.startswith("gone") for one in part.found.series)
         if installed and (left_out := part.labels - seen):
             lost = shown(min(left_out))
-            raise _refusal(f"no verdict: {_name(part)} has nothing of its case {lost}; measure the shard anew")
+            raise contradiction(f"no verdict: {_name(part)} has nothing of its case {lost}; measure the shard anew")
 
 
 def _in_order(cases: Sequence[str], series: Iterable[Series]) -> list[Series]:
@@ -295,7 +294,7 @@ class _Series(msgspec.Struct):
     repeats: str = ""
 
 
-class _File(msgspec.Struct):
+class _ShardFile(msgspec.Struct):
     schema: str
     shard: dict[str, int]
     cases: list[str]

@@ -71,7 +71,7 @@ class _Judged(msgspec.Struct, gc=False):
     third: Positive | None = None
 
 
-class _File(msgspec.Struct):
+class _OutcomeFile(msgspec.Struct):
     schema: str
     judgements: list[_Judged]
     findings: list[str] = []
@@ -131,11 +131,11 @@ def of_files(compared: Compared, settings: Settings, glob: str) -> list[Explaine
     return [Explained(one, (), *sides.get((one.case, one.figure), ((), ()))) for one in found]
 
 
-def _decoded(data: bytes) -> _File:
+def _decoded(data: bytes) -> _OutcomeFile:
     try:
-        return msgspec.json.decode(data, type=_File)  # which does not know half of a surrogate pair
+        return msgspec.json.decode(data, type=_OutcomeFile)  # which does not know half of a surrogate pair
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return checked(parsed(data), _File)
+        return checked(parsed(data), _OutcomeFile)
 
 
 def _chosen(names: Iterable[tuple[str, str]], glob: str) -> list[int]:

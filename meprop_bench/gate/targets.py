@@ -35,7 +35,7 @@ from meprop_bench.sweep.plan import plan_axes
 from meprop_bench.tasks.build import is_model
 from meprop_bench.workloads.case import Case
 
-__all__ = ["Measurable", "Schedule", "Targets", "names_of", "targets"]
+__all__ = ["Measurable", "MeasurementPlan", "Targets", "names_of", "targets"]
 
 Measurable: TypeAlias = Case | FunctionCase
 
@@ -43,7 +43,7 @@ _WHERE = "[tool.meprop-bench.gate]"
 _LEAST_PAIRS = 4
 
 
-class Schedule(Protocol):
+class MeasurementPlan(Protocol):
     """What `revisions.measure` is given: a plan of cases of this package (`sweep.plan.Plan`), or `Targets`."""
 
     @property
@@ -77,7 +77,7 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True)
 class Targets:
-    """The cases of a project of its own, and how they are measured: fields as in `Schedule`."""
+    """The cases of a project of its own, and how they are measured: fields as in `MeasurementPlan`."""
 
     cases: tuple[Measurable, ...]
     budget: float

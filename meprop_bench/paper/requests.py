@@ -36,20 +36,20 @@ from meprop_bench.tasks.task import Task
 from meprop_bench.workloads.check import compare
 
 if TYPE_CHECKING:
-    from meprop_bench.sweep.worker import Session
+    from meprop_bench.sweep.worker import WorkerSession
 
 __all__ = ["Decoders", "cut_layers", "multiplications"]
 
 _KINDS = (nn.Linear, nn.RNNBase)
 
 
-def train_arm(session: Session, arm: Mapping[str, Any], seed: int, device: str) -> Mapping[str, Any]:
+def train_arm(session: WorkerSession, arm: Mapping[str, Any], seed: int, device: str) -> Mapping[str, Any]:
     """Train one arm from one seed."""
     trained = trained_arm(PaperArm.from_json(arm), seed, device=device, environment_id=session.environment_id)
     return replace(trained, git_revision=session.environment.get("git_revision")).to_json()
 
 
-def examples(session: Session, source: str) -> Mapping[str, Any]:
+def examples(session: WorkerSession, source: str) -> Mapping[str, Any]:
     """Count the examples of a data set of images, each of which is one classification; and whether it is published.
 
     `published` is a number among numbers: 0 of data that are not the published ones, else 1.
@@ -60,13 +60,13 @@ def examples(session: Session, source: str) -> Mapping[str, Any]:
     return counts | {"published": int(data.published is not False)}
 
 
-def cut(session: Session, arm: Mapping[str, Any], sizes: Mapping[str, int], device: str) -> Mapping[str, Any]:
+def cut(session: WorkerSession, arm: Mapping[str, Any], sizes: Mapping[str, int], device: str) -> Mapping[str, Any]:
     """Build the arm's model, and once more with its layers cut to these sizes."""
     session.loaded["decoders"] = decoders = Decoders(PaperArm.from_json(arm), sizes, device)
     return {"multiplications": tuple(map(multiplications, decoders.models))}
 
 
-def decode(session: Session, seconds: float, seed: int) -> Mapping[str, Any]:
+def decode(session: WorkerSession, seconds: float, seed: int) -> Mapping[str, Any]:
     """Time the decoding of the test set by both."""
     if "decoders" not in session.loaded:
         raise ValueError("there are no models to decode with")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from meprop_bench.report.cells import digits, ratio, seconds
 from meprop_bench.report.sections import plain_section
 from meprop_bench.report.terminal import new_page, printed, say, show
-from meprop_bench.sweep.network import EXCHANGED, Line, Outlook
+from meprop_bench.sweep.network import EXCHANGED, Line, ScalingForecast
 
 __all__ = ["as_text"]
 
@@ -19,7 +19,7 @@ _ASSUMED = (
 )
 
 
-def as_text(outlook: Outlook, *, terminal: bool = False) -> str:
+def as_text(outlook: ScalingForecast, *, terminal: bool = False) -> str:
     """Return the outlook as text, what it says first."""
     page = new_page(terminal=terminal, width=None)
     page.print()
@@ -51,7 +51,7 @@ def as_text(outlook: Outlook, *, terminal: bool = False) -> str:
 _HEADS = ("exchange", "ranks", "sent by each", "takes", "step, nothing hidden", "x DDP", "step, hidden", "x DDP")
 
 
-def _cells(outlook: Outlook, line: Line) -> tuple[str, ...]:
+def _cells(outlook: ScalingForecast, line: Line) -> tuple[str, ...]:
     base = outlook.of("ddp", line.ranks)
     return (
         EXCHANGED[line.exchange],
@@ -65,7 +65,7 @@ def _cells(outlook: Outlook, line: Line) -> tuple[str, ...]:
     )
 
 
-def _sentence(outlook: Outlook) -> str:
+def _sentence(outlook: ScalingForecast) -> str:
     ranks, share = outlook.network.ranks, f"{outlook.share:.2g}"
     at = outlook.agree_from
     agree = (

@@ -15,7 +15,7 @@ from meprop_bench.report.machine import savings
 from meprop_bench.results.profile import SIDES, BreakEven, Profile, Stage
 from meprop_bench.stats import CANNOT_TELL, amdahl, too_wide
 
-__all__ = ["Answer", "answers", "phase_name", "spared", "stage_names"]
+__all__ = ["ProfileAnswer", "answers", "phase_name", "spared", "stage_names"]
 
 AT_FLOOR = 1.25
 """A part that takes at most this many times its floor is at it: the peaks themselves scatter by some percent."""
@@ -52,7 +52,7 @@ def phase_name(phase: str) -> str:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ProfileAnswer:
     """One question, its answer, and where the numbers come from."""
 
     question: str
@@ -60,9 +60,9 @@ class Answer:
     how: str
 
 
-def answers(profile: Profile) -> list[Answer]:
+def answers(profile: Profile) -> list[ProfileAnswer]:
     """Return what can be answered from this profile."""
-    questions: tuple[Callable[[Profile], Answer | None], ...] = (_where, _floors, _ceiling, _overhead, _saving)
+    questions: tuple[Callable[[Profile], ProfileAnswer | None], ...] = (_where, _floors, _ceiling, _overhead, _saving)
     found = [answer for question in questions if (answer := question(profile)) is not None]
     if vague := profile.vague_phases:
         why = f"Cannot tell: the processes differ too much in the {' and the '.join(map(phase_name, vague))}."
@@ -88,7 +88,7 @@ def _step_s(profile: Profile, side: str) -> float:
     return step_s or sum(profile.seconds(side, phase) or 0.0 for phase in ("forward", "backward", "update"))
 
 
-def _where(profile: Profile) -> Answer | None:
+def _where(profile: Profile) -> ProfileAnswer | None:
     parts = {phase: found for phase in ("forward", "backward", "update") if (found := profile.seconds("sparse", phase))}
     total = sum(parts.values())
     dense_s, sparse_s = _step_s(profile, "dense"), _step_s(profile, "sparse")
@@ -112,10 +112,10 @@ def _where(profile: Profile) -> Answer | None:
         if dense and scatter is not None and not scatter.vague and scatter.seconds >= _WORTH_SPARING * whole_s:
             share = f"{scatter.seconds / whole_s:.0%}"
             text += f" The scatter into a dense dW, {share}, most of it zeros, is spared by gradients as rows."
-    return Answer("Where does the time go?", text, "phases timed in interleaved pairs, without a profiler")
+    return ProfileAnswer("Where does the time go?", text, "phases timed in interleaved pairs, without a profiler")
 
 
-def _floors(profile: Profile) -> Answer | None:
+def _floors(profile: Profile) -> ProfileAnswer | None:
     every = [(stage_names(profile)[stage.name], stage) for stage in profile.stages.get("sparse", ())]
     parts, vague = [one for one in every if not one[1].vague], [name for name, stage in every if stage.vague]
     for phase in ("forward", "update") if every else ("forward", "backward", "update"):
@@ -134,14 +134,14 @@ def _floors(profile: Profile) -> Answer | None:
         text += f" Above it: {'; '.join(parts_far)}."
     if vague:
         text += f" Cannot tell: {', '.join(vague)}."
-    return Answer(
+    return ProfileAnswer(
         "Which part is at its floor?",
         text,
         "floor: the larger of operations / peak rate and least bytes / bandwidth, both measured on this machine",
     )
 
 
-def _ceiling(profile: Profile) -> Answer | None:
+def _ceiling(profile: Profile) -> ProfileAnswer | None:
     found = spared(profile)
     if found is None:
         return None
@@ -162,10 +162,10 @@ def _ceiling(profile: Profile) -> Answer | None:
     if any(stage.vague for stage in profile.stages.get("dense", ()) if stage.name in ("dx", "dW")):
         text = "Cannot tell: the processes differ too much in dx and dW."
     how = "the dense stages timed apart" if profile.stages_of else "the dense phases, a generous bound"
-    return Answer("What is the ceiling for this model (Amdahl)?", text, f"1 / (1 - share), share from {how}")
+    return ProfileAnswer("What is the ceiling for this model (Amdahl)?", text, f"1 / (1 - share), share from {how}")
 
 
-def _overhead(profile: Profile) -> Answer | None:
+def _overhead(profile: Profile) -> ProfileAnswer | None:
     if "backward" not in profile.overhead or profile.stages_of is None:
         return None
     layers = profile.layers[0]
@@ -186,14 +186,14 @@ def _overhead(profile: Profile) -> Answer | None:
     text = "; ".join(parts) + f". A forward pass of next to nothing takes {dense} dense and {sparse} sparse, per layer."
     text = text[0].upper() + text[1:]
     layer = "1 layer" if layers == 1 else f"{layers} layers, each counted"
-    return Answer(
+    return ProfileAnswer(
         "How much is launching, how much arithmetic?",
         text,
         f"the same calls with a batch of 1 and 1 input, 2 outputs ({layer})",
     )
 
 
-def _saving(profile: Profile) -> Answer | None:
+def _saving(profile: Profile) -> ProfileAnswer | None:
     row = next((found for phase in ("linear-backward", "backward") if (found := profile.row(phase))), None)
     if row is None or row.interval is None:
         return None
@@ -205,15 +205,17 @@ def _saving(profile: Profile) -> Answer | None:
         f" this machine's floors it would be {ratio(floors)} as fast; measured:"
         f" {ratio_within(row.interval)}."
     )
-    return Answer("How much was to be expected?", text, "counts from the method's definition, peaks of this machine")
+    return ProfileAnswer(
+        "How much was to be expected?", text, "counts from the method's definition, peaks of this machine"
+    )
 
 
-def _break_even(found: BreakEven) -> Answer:
+def _break_even(found: BreakEven) -> ProfileAnswer:
     how = f"{len(found.points)} quick measurements of the backward pass alone, so approximate: "
     how += ", ".join(f"{value}: {ratio(speedup)}" for value, speedup in sorted(found.points))
     if found.axis == "k":
-        return Answer("At which k does sparse break even?", _k_in_words(found), how)
-    return Answer("From which size does it pay?", _size_in_words(found), how)
+        return ProfileAnswer("At which k does sparse break even?", _k_in_words(found), how)
+    return ProfileAnswer("From which size does it pay?", _size_in_words(found), how)
 
 
 def _k_in_words(found: BreakEven) -> str:

@@ -31,7 +31,7 @@ from meprop_bench.measure.disturbance import contention
 from meprop_bench.measure.paired import Subject, collector_at_rest, warm_up
 from meprop_bench.measure.procfs import Unavailable
 from meprop_bench.stats import median
-from meprop_bench.sweep.worker import Session, side_by_side
+from meprop_bench.sweep.worker import WorkerSession, side_by_side
 
 __all__ = ["Blocks", "Handoff", "SlowedClock", "Timeable", "again", "blocks_of", "interleave", "meet"]
 
@@ -245,7 +245,7 @@ class Handoff:
         return self._connection
 
 
-def blocks_of(session: Session) -> Blocks:
+def blocks_of(session: WorkerSession) -> Blocks:
     """Return what times the case in blocks; meanwhile the garbage collector is at rest."""
     prepared, clock = session.passed()
     if session.blocks is None:
@@ -254,7 +254,7 @@ def blocks_of(session: Session) -> Blocks:
     return blocks
 
 
-def meet(session: Session, port: int | None = None) -> _Answer:
+def meet(session: WorkerSession, port: int | None = None) -> _Answer:
     """Say where another worker can meet this one, or go to where it is."""
     session.handoff = handoff = Handoff()
     if port is None:
@@ -263,7 +263,7 @@ def meet(session: Session, port: int | None = None) -> _Answer:
     return {}
 
 
-def again(session: Session, seed: int) -> _Answer:
+def again(session: WorkerSession, seed: int) -> _Answer:
     """Set the case up once more: what its addresses do to its time is drawn anew, without a new process.
 
     The same code on the same numbers passed its check in this process. A ballast of random sizes, there until the
@@ -289,7 +289,7 @@ def again(session: Session, seed: int) -> _Answer:
 
 
 def interleave(
-    session: Session,
+    session: WorkerSession,
     me: str,
     plan: Sequence[tuple[str, str, float]],
     loops: Mapping[str, int],

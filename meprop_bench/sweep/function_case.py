@@ -29,7 +29,7 @@ from meprop_bench.measure.clock import WallClock
 from meprop_bench.measure.paired import Subject, calibrate, warm_up
 from meprop_bench.sweep.blocks import blocks_of
 from meprop_bench.sweep.functions import CALL, Timed, device_of_functions, fingerprint, no_call
-from meprop_bench.sweep.worker import PROTOCOL, Session
+from meprop_bench.sweep.worker import PROTOCOL, WorkerSession
 from meprop_bench.tasks.build import find, guarded
 
 __all__ = [
@@ -150,7 +150,7 @@ class _Form:
         return made if pair and isinstance(made[1], Mapping) else ((made,), {})
 
 
-def hello_function(session: Session, threads: int, device: str, pin: bool = False) -> _Answer:
+def hello_function(session: WorkerSession, threads: int, device: str, pin: bool = False) -> _Answer:
     """Say where this process is, and which package it runs; with `pin` bind it to as many cores."""
     import meprop_bench
     from meprop_bench.measure.environment import collect
@@ -165,7 +165,7 @@ def hello_function(session: Session, threads: int, device: str, pin: bool = Fals
     }
 
 
-def setup_function(session: Session, case: Mapping[str, Any]) -> _Answer:
+def setup_function(session: WorkerSession, case: Mapping[str, Any]) -> _Answer:
     """Import the functions of a case, and make the arguments."""
     session.forget()
     session.loaded[_FORM] = form = _Form(FunctionCase.from_json(case))
@@ -173,7 +173,7 @@ def setup_function(session: Session, case: Mapping[str, Any]) -> _Answer:
     return {"phases": [CALL], "costs": {}}
 
 
-def check_function(session: Session, warm_s: float) -> _Answer:
+def check_function(session: WorkerSession, warm_s: float) -> _Answer:
     """Call the function once and, unless a call takes long, warm it up and calibrate the loops."""
     form: _Form = session.loaded[_FORM]
     assert form.ready is not None
@@ -193,7 +193,7 @@ def check_function(session: Session, warm_s: float) -> _Answer:
     return {"side_loops": [loops, loops], "changed": changed, "traced": form.first_s < _TRACED_S}
 
 
-def again_function(session: Session, seed: int) -> _Answer:
+def again_function(session: WorkerSession, seed: int) -> _Answer:
     """Make the arguments once more, the same ones elsewhere: a ballast sees to it that other memory is free."""
     form: _Form = session.loaded[_FORM]
     blocks = blocks_of(session)
@@ -210,7 +210,7 @@ def again_function(session: Session, seed: int) -> _Answer:
     return {}
 
 
-def peak_function(session: Session) -> _Answer:
+def peak_function(session: WorkerSession) -> _Answer:
     """Return the bytes that a call takes at most, of what Python's allocators know; None where a call takes too long.
 
     They know what Python's objects and NumPy's arrays take, and nothing of what an extension gets from the system.

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from meprop_bench.measure.clock import Clock, WallClock
 from meprop_bench.measure.paired import Subject, calibrate, warm_up
-from meprop_bench.sweep.worker import Session, measure
+from meprop_bench.sweep.worker import WorkerSession, measure
 
 if TYPE_CHECKING:
     from meprop_bench.measure.worker import Message
@@ -113,7 +113,7 @@ class _Raised(Exception):
         self.side = side
 
 
-def load_functions(session: Session, file: str) -> Message:
+def load_functions(session: WorkerSession, file: str) -> Message:
     """Unpickle the functions, which imports what they need."""
     try:
         with Path(file).open("rb") as stream:
@@ -123,7 +123,7 @@ def load_functions(session: Session, file: str) -> Message:
     return {}
 
 
-def try_functions(session: Session, warm_s: float, timed: bool = True) -> Message:
+def try_functions(session: WorkerSession, warm_s: float, timed: bool = True) -> Message:
     """Call both once and, if they are to be `timed`, warm them up and calibrate the loops.
 
     The answer: `differ`, how their results do, or None; `changed`, whether each changed its arguments; `device` that
@@ -155,7 +155,7 @@ def try_functions(session: Session, warm_s: float, timed: bool = True) -> Messag
     return answer
 
 
-def time_functions(session: Session, loops: Sequence[int], **fields: Any) -> Message:
+def time_functions(session: WorkerSession, loops: Sequence[int], **fields: Any) -> Message:
     """Take interleaved pairs; fields and answer are those of `measure`, but for the loops, which each side has."""
     prepared, clock = session.passed()
     reference, candidate = loops

@@ -18,7 +18,7 @@ from meprop_bench.errors import UserError, out_of_memory
 from meprop_bench.measure.allocator import environment_of
 from meprop_bench.measure.worker import WorkerError, WorkerLike
 from meprop_bench.sweep.waiting import Waiting
-from meprop_bench.sweep.worker import Session, start_worker
+from meprop_bench.sweep.worker import WorkerSession, start_worker
 from meprop_bench.tasks.build import check_name, failed, is_model, seeded, source_of, unchanged
 from meprop_bench.tasks.recipe import Recipe
 from meprop_bench.workloads.case import Case, recipe_of
@@ -118,7 +118,7 @@ def _way(case: Case) -> str:
 
 
 def examine(
-    session: Session, recipes: Sequence[Mapping[str, Any]], threads: int, *, differs: bool = False
+    session: WorkerSession, recipes: Sequence[Mapping[str, Any]], threads: int, *, differs: bool = False
 ) -> Mapping[str, Any]:
     """Answer a worker's request: look for mistakes in a model that is to be trained by these recipes.
 

@@ -19,7 +19,7 @@ from meprop_bench.results.axis import EXCHANGES
 from meprop_bench.results.profile import Profile
 from meprop_bench.workloads.network import Load, Network, Tensors, agreed, dense, gathered
 
-__all__ = ["EXCHANGED", "Line", "Outlook", "outlook_of"]
+__all__ = ["EXCHANGED", "Line", "ScalingForecast", "outlook_of"]
 
 EXCHANGED: dict[str, str] = {
     **{name: words for name, words in EXCHANGES.items() if name != "bf16"},
@@ -45,7 +45,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Outlook:
+class ScalingForecast:
     """Steps of several numbers of ranks, and where one exchange sends less than another."""
 
     network: Network
@@ -65,7 +65,7 @@ class Outlook:
         return asdict(self)
 
 
-def outlook_of(profile: Profile, network: Network) -> Outlook:
+def outlook_of(profile: Profile, network: Network) -> ScalingForecast:
     """Return what a profile and a network say of its case, for 2, 4, … and so many ranks.
 
     Raises:
@@ -87,7 +87,7 @@ def outlook_of(profile: Profile, network: Network) -> Outlook:
         for ranks in _steps_to(network.ranks)
         for exchange in EXCHANGED
     ]
-    return Outlook(
+    return ScalingForecast(
         network,
         tuple(lines),
         _agree_from(tensors, network),

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from meprop_bench.sweep.worker import Session
+from meprop_bench.sweep.worker import WorkerSession
 from meprop_bench.workloads import After
 
 __all__ = ["count"]
@@ -33,7 +33,7 @@ class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def count(session: Session) -> Mapping[str, Any]:
+def count(session: WorkerSession) -> Mapping[str, Any]:
     """Count the operators of the method's phases, in a pass of its own: counting slows what it counts.
 
     Of `After`, the second call alone is counted.

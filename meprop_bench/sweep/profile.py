@@ -36,7 +36,7 @@ from meprop_bench.results.schema import PASSED
 from meprop_bench.stats import mean_interval, median
 from meprop_bench.sweep.peaks import MachinePeaks
 from meprop_bench.sweep.rows import Answers, case_rows
-from meprop_bench.sweep.worker import Session, start_for
+from meprop_bench.sweep.worker import WorkerSession, start_for
 
 if TYPE_CHECKING:
     from meprop_bench.workloads.case import Case
@@ -56,7 +56,7 @@ _PROFILED_S = 0.5
 """Seconds of all ranges together that the profiler sees, about; at least 3 rounds and at most 30."""
 
 
-def stages(session: Session, seconds: float) -> Mapping[str, Any]:
+def stages(session: WorkerSession, seconds: float) -> Mapping[str, Any]:
     """Time the stages of the linear layers' backward passes."""
     from meprop_bench.workloads.profile import stages
 
@@ -69,7 +69,7 @@ def stages(session: Session, seconds: float) -> Mapping[str, Any]:
     }
 
 
-def overhead(session: Session, seconds: float) -> Mapping[str, Any]:
+def overhead(session: WorkerSession, seconds: float) -> Mapping[str, Any]:
     """Time the calls on next to nothing."""
     from meprop_bench.workloads.profile import overhead
 
@@ -79,7 +79,7 @@ def overhead(session: Session, seconds: float) -> Mapping[str, Any]:
     return {"overhead": overhead(session.case, layers, clock, seconds=seconds) if layers else {}}
 
 
-def break_even(session: Session, axis: str, seconds: float) -> Mapping[str, Any]:
+def break_even(session: WorkerSession, axis: str, seconds: float) -> Mapping[str, Any]:
     """Search where sparse stops to pay."""
     from meprop_bench.workloads.profile import break_even_k, break_even_size
 
@@ -90,7 +90,7 @@ def break_even(session: Session, axis: str, seconds: float) -> Mapping[str, Any]
     return {"found": None if found is None else asdict(found)}
 
 
-def trees(session: Session, trace: str | None) -> Mapping[str, Any]:
+def trees(session: WorkerSession, trace: str | None) -> Mapping[str, Any]:
     """Run the phases of both sides under torch.profiler."""
     from meprop_bench.measure.profile import Range, profile_ranges
     from meprop_bench.workloads import After

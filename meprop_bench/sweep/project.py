@@ -12,7 +12,7 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from meprop_bench.sweep.worker import Session
+from meprop_bench.sweep.worker import WorkerSession
 
 __all__ = ["BORROWED", "borrowed", "enter_project", "origins"]
 
@@ -21,7 +21,7 @@ BORROWED = "MEPROP_BENCH_BORROWED"
 its own has not."""
 
 
-def enter_project(session: Session, path: Sequence[str], first: bool) -> Mapping[str, Any]:
+def enter_project(session: WorkerSession, path: Sequence[str], first: bool) -> Mapping[str, Any]:
     """Have modules found in these folders: `first`, or only those that are found nowhere else.
 
     Not before the process has said hello, or a file `random.py` of theirs would be what everybody imports.
@@ -34,7 +34,7 @@ def enter_project(session: Session, path: Sequence[str], first: bool) -> Mapping
     return {}
 
 
-def origins(session: Session, names: Collection[str], below: str) -> Mapping[str, Any]:
+def origins(session: WorkerSession, names: Collection[str], below: str) -> Mapping[str, Any]:
     """Return module -> file, of all that have been imported by these top-level names, or from `below` a folder.
 
     What is installed there, in an environment that lies in that folder, is not meant.
@@ -47,7 +47,7 @@ def origins(session: Session, names: Collection[str], below: str) -> Mapping[str
     return {"origins": found}
 
 
-def borrowed(session: Session) -> Mapping[str, Any]:
+def borrowed(session: WorkerSession) -> Mapping[str, Any]:
     """Return the names of what this process has imported and its environment has not."""
     folders = [folder for folder in os.environ.get(BORROWED, "").split(os.pathsep) if folder]
     found = {

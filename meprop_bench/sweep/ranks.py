@@ -30,7 +30,7 @@ from uuid import uuid4
 from meprop_bench.errors import UserError
 from meprop_bench.measure import ranks
 from meprop_bench.measure.worker import serve
-from meprop_bench.sweep.worker import Session
+from meprop_bench.sweep.worker import WorkerSession
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -141,7 +141,7 @@ class _Leader:
 
     def __init__(self, size: int, device: str) -> None:
         self._size, self._device = size, device
-        self._session, self._ranks, self._apart = Session(), None, False
+        self._session, self._ranks, self._apart = WorkerSession(), None, False
 
     _ranks: Ranks | None
 
@@ -179,7 +179,7 @@ def _follow(own: Ranks) -> NoReturn:
     """Do what rank 0 is asked, until it is gone. What goes wrong, but for a refusal, ends the process."""
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-    session = Session()
+    session = WorkerSession()
     while True:
         refused = None
         try:

@@ -20,7 +20,7 @@ from meprop_bench.measure.pool import Pool
 from meprop_bench.measure.worker import Message, WorkerError, WorkerLike
 from meprop_bench.results.store import Store
 from meprop_bench.sweep.accuracy import figure
-from meprop_bench.sweep.worker import Session
+from meprop_bench.sweep.worker import WorkerSession
 from meprop_bench.tasks.recipe import Recipe
 
 __all__ = ["Trainers", "TrainingJob"]
@@ -114,7 +114,7 @@ class Trainers:
         return self._pool.share(jobs, request, idle=idle)
 
 
-def train(session: Session, recipe: Mapping[str, Any], seed: int, checkpoint: str) -> Mapping[str, Any]:
+def train(session: WorkerSession, recipe: Mapping[str, Any], seed: int, checkpoint: str) -> Mapping[str, Any]:
     """Answer a worker's request: train from one seed, or go on where the checkpoint is."""
     from meprop_bench.tasks.run import run
 

@@ -39,7 +39,16 @@ if TYPE_CHECKING:
     from meprop_bench.measure.clock import Clock
     from meprop_bench.workloads import Case, Prepared
 
-__all__ = ["PROTOCOL", "REQUESTS", "Session", "main", "side_by_side", "start_for", "start_trainer", "start_worker"]
+__all__ = [
+    "PROTOCOL",
+    "REQUESTS",
+    "WorkerSession",
+    "main",
+    "side_by_side",
+    "start_for",
+    "start_trainer",
+    "start_worker",
+]
 
 PROTOCOL = 2
 """Of requests and answers."""
@@ -123,7 +132,7 @@ REQUESTS = {
 _Answer = Mapping[str, Any]
 
 
-class Session:
+class WorkerSession:
     """What a worker holds between requests."""
 
     def __init__(self) -> None:
@@ -160,7 +169,7 @@ class Session:
         self.blocks = self.prepared = self.checked = None
 
 
-def hello(session: Session, threads: int, device: str, pin: bool = False, kernels: bool = True) -> _Answer:
+def hello(session: WorkerSession, threads: int, device: str, pin: bool = False, kernels: bool = True) -> _Answer:
     """Import what takes seconds; the answer says that none of it will fall into another worker's timing.
 
     With `pin` the process is bound to as many cores; with `kernels` all of them are loaded, compiled where they are not
@@ -192,7 +201,7 @@ def hello(session: Session, threads: int, device: str, pin: bool = False, kernel
 
 
 def baseline(
-    session: Session, case: Mapping[str, Any], seconds: float, seed: int, among: Sequence[Mapping[str, Any]] = ()
+    session: WorkerSession, case: Mapping[str, Any], seconds: float, seed: int, among: Sequence[Mapping[str, Any]] = ()
 ) -> _Answer:
     """Find out how the dense side of a case is the fastest here, by pairs for these seconds in each comparison, `among`
     some candidates or all.
@@ -211,7 +220,7 @@ def baseline(
     return {"baseline": found.to_json(), "notes": list(notes)}
 
 
-def setup(session: Session, case: Mapping[str, Any], baseline: Mapping[str, Any] | None = None) -> _Answer:
+def setup(session: WorkerSession, case: Mapping[str, Any], baseline: Mapping[str, Any] | None = None) -> _Answer:
     """Set a case up."""
     from meprop_bench import workloads
 
@@ -235,7 +244,7 @@ def setup(session: Session, case: Mapping[str, Any], baseline: Mapping[str, Any]
     }
 
 
-def _discard_last(session: Session, case: Mapping[str, Any]) -> None:
+def _discard_last(session: WorkerSession, case: Mapping[str, Any]) -> None:
     """Let the last case's memory go, before the next one's is taken."""
     from meprop_bench.workloads import Case
 
@@ -268,7 +277,7 @@ def _kernels_own_errors() -> Iterator[None]:
         raise UserError(str(error)) from error
 
 
-def check(session: Session, warm_s: float) -> _Answer:
+def check(session: WorkerSession, warm_s: float) -> _Answer:
     """Check the case that is set up and, if it passed, warm both sides up and calibrate the loops."""
     from meprop_bench.measure.clock import clock_for
     from meprop_bench.results.schema import PASSED
@@ -287,7 +296,7 @@ def check(session: Session, warm_s: float) -> _Answer:
     return {"check": found, "loops": max(loops), "side_loops": loops}
 
 
-def measure(session: Session, seconds: float, least_pairs: int, loops: int, seed: int) -> _Answer:
+def measure(session: WorkerSession, seconds: float, least_pairs: int, loops: int, seed: int) -> _Answer:
     """Take interleaved pairs for about `seconds`."""
     from meprop_bench.measure.disturbance import contention
     from meprop_bench.measure.machine import Watch
@@ -319,7 +328,7 @@ def measure(session: Session, seconds: float, least_pairs: int, loops: int, seed
     }
 
 
-def memory(session: Session, device: str) -> _Answer:
+def memory(session: WorkerSession, device: str) -> _Answer:
     """Measure the memory of each phase, in a pass of its own, which is slow."""
     from meprop_bench.measure.memory import peaks_of
     from meprop_bench.workloads import After
@@ -333,7 +342,7 @@ def memory(session: Session, device: str) -> _Answer:
     return {"weights": {phase: [peaks(call) for call in pair] for phase, pair in prepared.memory.items()}}
 
 
-def wire(session: Session) -> _Answer:
+def wire(session: WorkerSession) -> _Answer:
     """Count what a rank sends in a step of each side."""
     prepared, _ = session.passed()
     if prepared.wire is None:
@@ -341,20 +350,20 @@ def wire(session: Session) -> _Answer:
     return prepared.wire()
 
 
-def limit(session: Session, bytes_per_s: float) -> _Answer:
+def limit(session: WorkerSession, bytes_per_s: float) -> _Answer:
     """Have each connection of this process send no faster than that."""
     from meprop_bench.measure import wire
 
     return {"connections": wire.limit(bytes_per_s)}
 
 
-def exchanged(session: Session) -> _Answer:
+def exchanged(session: WorkerSession) -> _Answer:
     """Say what several ranks would exchange of the method's gradients."""
     prepared, _ = session.passed()
     return {"exchanged": [list(each) for each in prepared.exchanged()]}
 
 
-def utilization(session: Session, device: str, seconds: float) -> _Answer:
+def utilization(session: WorkerSession, device: str, seconds: float) -> _Answer:
     """Watch the machine while each side runs its main phase steadily, in a pass of its own: watching costs time."""
     from meprop_bench.measure.clock import CudaGraphClock
     from meprop_bench.measure.utilization import watch
@@ -368,14 +377,16 @@ def utilization(session: Session, device: str, seconds: float) -> _Answer:
     return {"phase": phase, "sides": [watch(call, device, clock, seconds=seconds) for call in calls]}
 
 
-def peaks(session: Session, device: str, dtype: str, threads: int) -> _Answer:
+def peaks(session: WorkerSession, device: str, dtype: str, threads: int) -> _Answer:
     """Measure what this machine can do at best."""
     from meprop_bench.measure.peaks import measure_peaks
 
     return {"peaks": measure_peaks(device, dtype, threads).to_json()}
 
 
-def accuracy(session: Session, case: Mapping[str, Any], sparsified: bool, seeds: list[int], steps: int) -> _Answer:
+def accuracy(
+    session: WorkerSession, case: Mapping[str, Any], sparsified: bool, seeds: list[int], steps: int
+) -> _Answer:
     """Train one side from these seeds."""
     from meprop_bench.sweep.accuracy import trained
     from meprop_bench.workloads import Case
@@ -447,7 +458,7 @@ def _same_order() -> dict[str, str | None]:
 
 def main() -> None:
     """Serve until the parent is done."""
-    serve(Session().handle)
+    serve(WorkerSession().handle)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from meprop_bench.measure.notes import Note
 from meprop_bench.measure.paired import Measurement
 from meprop_bench.stats import Interval, Verdict
 
-__all__ = ["FEWEST", "PROCESS_S", "Claim", "Decision", "Evidence", "decide"]
+__all__ = ["FEWEST", "PROCESS_S", "Claim", "ClaimDecision", "Evidence", "decide"]
 
 PROCESS_S = 2.5
 """Seconds of a budget for each process, its start included; a gate's have 4.7."""
@@ -83,7 +83,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Decision:
+class ClaimDecision:
     """The verdict on a claim."""
 
     claim: Claim
@@ -144,7 +144,7 @@ class Decision:
         return f"about {seconds} s would decide it, if the figure stays (--paired-budget={seconds})"
 
 
-def decide(claim: Claim, take: Take, *, budget: float, confidence: float = 0.95) -> Decision:
+def decide(claim: Claim, take: Take, *, budget: float, confidence: float = 0.95) -> ClaimDecision:
     """Take evidence, look by look, until the claim is decided or the budget spent.
 
     Args:
@@ -186,11 +186,11 @@ def _scaled(runs: Sequence[Sequence[tuple[float, float]]], bound: float) -> list
     return [[(reference_s * bound, candidate_s) for reference_s, candidate_s in run] for run in runs]
 
 
-def _decision(claim: Claim, found: Judgement, evidence: Evidence, settings: Settings) -> Decision:
+def _decision(claim: Claim, found: Judgement, evidence: Evidence, settings: Settings) -> ClaimDecision:
     assert found.change is not None  # times of a measurement are positive and finite
     bound = claim.bound
     ratio = Interval(found.change.estimate * bound, found.change.low * bound, found.change.high * bound)
-    return Decision(claim, found.verdict, ratio, evidence, settings.budget, settings.confidence)
+    return ClaimDecision(claim, found.verdict, ratio, evidence, settings.budget, settings.confidence)
 
 
 def _figures(estimate: float, low: float, high: float) -> str:

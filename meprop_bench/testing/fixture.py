@@ -15,7 +15,7 @@ from meprop_bench.errors import UserError
 from meprop_bench.pickling import function_name
 from meprop_bench.sweep.functions import Functions, Timed
 from meprop_bench.tasks.build import named
-from meprop_bench.testing.claim import Claim, Decision, Evidence, decide
+from meprop_bench.testing.claim import Claim, ClaimDecision, Evidence, decide
 from meprop_bench.testing.entries import another, enter
 from meprop_bench.testing.functions import FunctionError, FunctionTimes, sent
 from meprop_bench.testing.processes import alike
@@ -83,7 +83,7 @@ class Surroundings:
 
     def settle(
         self, claim: Claim, make: Callable[[], EvidenceSource], budget: float | None, confidence: float
-    ) -> Decision | None:
+    ) -> ClaimDecision | None:
         """Decide a claim and end the test where it does not hold; None where nothing is judged."""
         __tracebackhide__ = True
         self.claimed += 1
@@ -94,7 +94,9 @@ class Surroundings:
             line = str(error)
         pytest.fail(line)
 
-    def _settle(self, claim: Claim, source: EvidenceSource, budget: float | None, confidence: float) -> Decision | None:
+    def _settle(
+        self, claim: Claim, source: EvidenceSource, budget: float | None, confidence: float
+    ) -> ClaimDecision | None:
         __tracebackhide__ = True
         config = self.request.config
         disabled = self.benchmark is not None and self.benchmark.disabled
@@ -133,7 +135,7 @@ class Surroundings:
                 )
             )
 
-    def _enter(self, decision: Decision) -> None:
+    def _enter(self, decision: ClaimDecision) -> None:
         """Enter both sides into pytest-benchmark's table and files."""
         if self.benchmark is None:
             return
@@ -211,7 +213,7 @@ class PairedCall:
         same_result: bool | Callable[[Any, Any], object] = False,
         budget: float | None = None,
         confidence: float = 0.95,
-    ) -> Decision | None:
+    ) -> ClaimDecision | None:
         """Claim that this takes at most (1 + margin) of the other's time, or the test fails.
 
         Args:
@@ -239,7 +241,7 @@ class PairedCall:
         same_result: bool | Callable[[Any, Any], object] = False,
         budget: float | None = None,
         confidence: float = 0.95,
-    ) -> Decision | None:
+    ) -> ClaimDecision | None:
         """Claim that this is at least `by` times as fast as the other, or the test fails; as `not_slower_than`."""
         __tracebackhide__ = True
         if not 0 < by < float("inf"):
@@ -254,7 +256,7 @@ class PairedCall:
         same_result: bool | Callable[[Any, Any], object],
         budget: float | None,
         confidence: float,
-    ) -> Decision | None:
+    ) -> ClaimDecision | None:
         __tracebackhide__ = True
         around = self._surroundings
         if not isinstance(other, PairedCall):
@@ -280,7 +282,7 @@ class PairedTraining:
     _phase: str
     _axes: Mapping[str, Any]
 
-    def at_least(self, times: float, *, budget: float | None = None, confidence: float = 0.95) -> Decision | None:
+    def at_least(self, times: float, *, budget: float | None = None, confidence: float = 0.95) -> ClaimDecision | None:
         """Claim that the phase is at least `times` as fast as dense, or the test fails.
 
         Args:

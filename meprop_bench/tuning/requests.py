@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from meprop_bench.tasks.recipe import Recipe
 
 if TYPE_CHECKING:
-    from meprop_bench.sweep.worker import Session
+    from meprop_bench.sweep.worker import WorkerSession
 
 __all__ = ["costs"]
 
@@ -25,7 +25,7 @@ _LONGEST_S = 3.0
 """Seconds of drawing batches, and of steps: of a slow task there are few."""
 
 
-def costs(session: Session, recipe: Mapping[str, Any]) -> Mapping[str, Any]:
+def costs(session: WorkerSession, recipe: Mapping[str, Any]) -> Mapping[str, Any]:
     """Answer a worker's request: what a training of this recipe costs besides its steps, and what can be converted.
 
     The batches of the first epoch are drawn as the training loop draws them, the shuffling of the epoch among them.

@@ -10,7 +10,7 @@ from meprop_bench.doctor import noise
 from meprop_bench.measure.pool import Pool
 from meprop_bench.measure.worker import WorkerError
 from meprop_bench.sweep.plan import Plan
-from meprop_bench.sweep.worker import Session
+from meprop_bench.sweep.worker import WorkerSession
 
 _CALM = dict.fromkeys(("others_s", "stolen_s", "throttled_s", "overheated", "swapped_in"), 0) | {
     "wall_s": 1.0,
@@ -94,7 +94,7 @@ def test_a_process_that_does_not_get_ready_says_why(answers: dict[str, Any], wor
 
 def test_the_sweep_s_own_worker_answers_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(noise, "_PART_S", 0.0)
-    session = Session()
+    session = WorkerSession()
 
     class Here(Answering):
         def request(self, message: Mapping[str, Any], timeout: float) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from unittest.mock import patch
 import numpy as np
 
 from meprop_bench.gate import decide
-from meprop_bench.gate.budget import Budget
+from meprop_bench.gate.budget import CaseBudget
 from meprop_bench.gate.decide import judge, undecided
 from meprop_bench.gate.judgement import Judgements
 from meprop_bench.gate.looks import Looks
@@ -75,7 +75,7 @@ def run(
         for figure, spread in SPREADS[case].items()
     }
     counts = dict.fromkeys(cases, 0)
-    budget: Budget[str] = Budget(settings.budget * len(cases), lambda case: None)
+    budget: CaseBudget[str] = CaseBudget(settings.budget * len(cases), lambda case: None)
 
     def series() -> list[Series]:
         return [

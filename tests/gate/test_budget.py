@@ -1,9 +1,9 @@
-from meprop_bench.gate.budget import Budget
+from meprop_bench.gate.budget import CaseBudget
 
 
 def budget(total, starts=(2.0,), **rounds):
     """A budget of which cases have had rounds; those that begin alike share their processes."""
-    made = Budget(total, lambda case: case[0])
+    made = CaseBudget(total, lambda case: case[0])
     for seconds in starts:
         made.started(seconds)
     for case, took in rounds.items():

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from meprop_bench.errors import ExitCode, UserError
-from meprop_bench.gate.case_records import SIDES, CaseRecords, Record, record_of
+from meprop_bench.gate.case_records import SIDES, CaseRecords, PairRecord, record_of
 from meprop_bench.gate.decide import judge
 from meprop_bench.gate.judgement import Outcome
 from meprop_bench.gate.processes import start_revision
@@ -561,16 +561,16 @@ def test_an_interrupt_ends_the_processes() -> None:
 def test_set_ups_that_were_disturbed_are_left_out_unless_most_were() -> None:
     (case,) = _plan().cases
     pairs = {"backward": ((1.0, 1.0), (1.0, 9.0), (1.0, 1.0))}
-    known = CaseRecords(case, records={0.0: [Record(pairs, (False, True, False), {})]})
+    known = CaseRecords(case, records={0.0: [PairRecord(pairs, (False, True, False), {})]})
     assert known.series()[0].pairs == (((1.0, 1.0), (1.0, 1.0)),)
-    known = CaseRecords(case, records={0.0: [Record(pairs, None, {})]})
+    known = CaseRecords(case, records={0.0: [PairRecord(pairs, None, {})]})
     assert known.series()[0].pairs == (pairs["backward"],)
 
 
 def test_a_pair_of_processes_that_was_disturbed_throughout_is_left_out_unless_half_of_them_were() -> None:
     (case,) = _plan().cases
-    calm = Record({"backward": ((1.0, 1.0),) * 40}, (False,) * 40, {}, 6)
-    busy = Record({"backward": ((1.0, 1.4),) * 4}, (True,) * 4, {}, 4)
+    calm = PairRecord({"backward": ((1.0, 1.0),) * 40}, (False,) * 40, {}, 6)
+    busy = PairRecord({"backward": ((1.0, 1.4),) * 4}, (True,) * 4, {}, 4)
     known = CaseRecords(case, records={0.0: [calm, busy, calm]})
     assert known.series()[0].pairs == (calm.pairs["backward"],) * 2
     assert known.remarks() == [f"{case.label}: 1 of 3 pairs of processes were disturbed throughout, and are left out"]

@@ -6,11 +6,11 @@ from meprop_bench.measure.environment import collect
 from meprop_bench.paper.experiment import PaperArm
 from meprop_bench.paper.published import PublishedSetting
 from meprop_bench.paper.records import TrainedArm
-from meprop_bench.sweep.worker import Session
+from meprop_bench.sweep.worker import WorkerSession
 
 
 def test_a_training_says_where_and_by_which_code_it_was_made():
-    session = Session()
+    session = WorkerSession()
     hello = session.handle({"do": "hello", "threads": torch.get_num_threads(), "device": "cpu", "kernels": False})
     setting = PublishedSetting(method="dense", hidden=8, layers=1, batch=50, optimizer="adam")
     arm = PaperArm("digits", "digits", setting, 1, examples=100)
@@ -25,7 +25,7 @@ def test_a_training_says_where_and_by_which_code_it_was_made():
 
 
 def test_a_training_and_a_count_say_that_the_data_are_not_the_published_ones(other_mnist):
-    session = Session()
+    session = WorkerSession()
     setting = PublishedSetting(method="dense", hidden=8, layers=1, batch=50, optimizer="adam")
     arm = PaperArm("mnist", "mnist", setting, 1, examples=20)
     answer = session.handle({"do": "train_arm", "arm": arm.to_json(), "seed": 1, "device": "cpu"})

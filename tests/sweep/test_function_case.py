@@ -15,18 +15,18 @@ import meprop_bench
 from meprop_bench.errors import Absent, UserError
 from meprop_bench.measure.worker import Worker
 from meprop_bench.sweep.function_case import FunctionCase
-from meprop_bench.sweep.worker import PROTOCOL, Session
+from meprop_bench.sweep.worker import PROTOCOL, WorkerSession
 
 Ask = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
-def session() -> Session:
-    return Session()
+def session() -> WorkerSession:
+    return WorkerSession()
 
 
 @pytest.fixture
-def ask(session: Session) -> Ask:
+def ask(session: WorkerSession) -> Ask:
     def go(do: str, **fields: Any) -> dict[str, Any]:
         answer: dict[str, Any] = json.loads(json.dumps(session.handle({"do": do, **fields}), allow_nan=False))
         return answer
@@ -58,7 +58,7 @@ def _blocks(ask: Ask, count: int = 2) -> list[dict[str, Any]]:
     return blocks
 
 
-def _calls(session: Session) -> list[Any]:
+def _calls(session: WorkerSession) -> list[Any]:
     form = session.loaded["function_case"]
     calls: list[Any] = sys.modules[form.function.__module__].CALLS
     return calls
@@ -87,7 +87,7 @@ def test_a_function_is_timed_in_blocks(ask: Ask, bench: Callable[..., dict[str, 
     ],
 )
 def test_what_a_function_is_called_with(
-    fields: dict[str, Any], given: Any, ask: Ask, session: Session, bench: Callable[..., dict[str, Any]]
+    fields: dict[str, Any], given: Any, ask: Ask, session: WorkerSession, bench: Callable[..., dict[str, Any]]
 ) -> None:
     ask("setup_function", case=bench(_NOTES, **fields))
     ask("check_function", warm_s=0.0)
@@ -104,7 +104,7 @@ def test_what_a_function_is_called_with(
     ],
 )
 def test_a_set_up_makes_the_arguments(
-    made: str, given: Any, ask: Ask, session: Session, bench: Callable[..., dict[str, Any]]
+    made: str, given: Any, ask: Ask, session: WorkerSession, bench: Callable[..., dict[str, Any]]
 ) -> None:
     text = f"{_NOTES}def make(size):\n    return {made}\n"
     ask("setup_function", case=bench(text, setup="make", sizes=(3,)))
@@ -113,7 +113,7 @@ def test_a_set_up_makes_the_arguments(
 
 
 def test_arguments_are_the_same_each_time_and_made_anew(
-    ask: Ask, session: Session, bench: Callable[..., dict[str, Any]]
+    ask: Ask, session: WorkerSession, bench: Callable[..., dict[str, Any]]
 ) -> None:
     text = f"import random\n{_NOTES}def make():\n    return [random.random()]\n"
     ask("setup_function", case=bench(text, setup="make"))
@@ -127,7 +127,7 @@ def test_arguments_are_the_same_each_time_and_made_anew(
 
 
 def test_what_changes_its_arguments_is_told_and_can_have_fresh_ones(
-    ask: Ask, session: Session, bench: Callable[..., dict[str, Any]]
+    ask: Ask, session: WorkerSession, bench: Callable[..., dict[str, Any]]
 ) -> None:
     text = "CALLS = []\ndef work(x):\n    CALLS.append(len(x))\n    x.append(1)\ndef make():\n    return []\n"
     ask("setup_function", case=bench(text, setup="make"))
@@ -146,7 +146,9 @@ def test_the_peak_of_a_call(ask: Ask, bench: Callable[..., dict[str, Any]]) -> N
     assert 1 << 20 <= ask("peak_function")["peak"] < 2 << 20
 
 
-def test_a_call_that_takes_long_is_one_value(ask: Ask, session: Session, bench: Callable[..., dict[str, Any]]) -> None:
+def test_a_call_that_takes_long_is_one_value(
+    ask: Ask, session: WorkerSession, bench: Callable[..., dict[str, Any]]
+) -> None:
     text = "import time\nCALLS = []\ndef work():\n    CALLS.append(1)\n    time.sleep(0.6)\n"
     ask("setup_function", case=bench(text))
     assert ask("check_function", warm_s=1.0) == {"side_loops": [1, 1], "changed": False, "traced": True}

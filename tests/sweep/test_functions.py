@@ -17,7 +17,7 @@ import pytest
 
 from meprop_bench.measure.clock import WallClock
 from meprop_bench.sweep.functions import CALL, Functions, Timed, _compared, device_of_functions, fingerprint
-from meprop_bench.sweep.worker import Session
+from meprop_bench.sweep.worker import WorkerSession
 
 _CALLS: list[tuple[Any, ...]] = []
 
@@ -66,7 +66,7 @@ def _products(count: int) -> None:
 @pytest.fixture
 def ask(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     _CALLS.clear()
-    session = Session()
+    session = WorkerSession()
 
     def go(do: str, functions: Functions | None = None, **fields: Any) -> dict[str, Any]:
         if functions is not None:

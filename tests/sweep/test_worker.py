@@ -20,22 +20,22 @@ from meprop_bench.measure import affinity
 from meprop_bench.measure.clock import ColdClock, CudaGraphClock
 from meprop_bench.results.schema import Utilization
 from meprop_bench.sweep import worker
-from meprop_bench.sweep.worker import REQUESTS, Session
+from meprop_bench.sweep.worker import REQUESTS, WorkerSession
 from meprop_bench.workloads.case import Case
 
 _CASE = Case(method="unified", k=2, batch=4, in_features=6, out_features=8, threads=1)
 
 
 @pytest.fixture
-def session() -> Iterator[Session]:
-    session = Session()
+def session() -> Iterator[WorkerSession]:
+    session = WorkerSession()
     _ask(session, do="setup", case=_CASE.to_json())
     assert _ask(session, do="check", warm_s=0.0)["check"] == "passed"
     yield session
     gc.enable()  # the traceback of a test that failed holds its session, whose blocks keep the collector at rest
 
 
-def _ask(session: Session, **message: Any) -> dict[str, Any]:
+def _ask(session: WorkerSession, **message: Any) -> dict[str, Any]:
     answer: dict[str, Any] = json.loads(json.dumps(session.handle(message), allow_nan=False))
     return answer
 
@@ -51,9 +51,9 @@ def test_every_request_of_the_table_is_answered_by_a_function_of_its_module() ->
 def test_a_request_is_a_function_and_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "double", lambda session, value: {"double": 2 * value}, raising=False)
     with pytest.raises(ValueError, match="does not know the request 'double'"):
-        _ask(Session(), do="double", value=4)
+        _ask(WorkerSession(), do="double", value=4)
     monkeypatch.setitem(REQUESTS, "double", "sweep.worker:double")
-    assert _ask(Session(), do="double", value=4) == {"double": 8}
+    assert _ask(WorkerSession(), do="double", value=4) == {"double": 8}
 
 
 def test_sets_of_a_users_model_have_one_order_in_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,15 +81,15 @@ def test_it_binds_itself_to_cores_when_it_is_asked_to(monkeypatch: pytest.Monkey
     monkeypatch.setattr(affinity, "load_openmp", lambda: None)
     threads = torch.get_num_threads()
     try:
-        _ask(Session(), do="hello", threads=1, device="cpu")
+        _ask(WorkerSession(), do="hello", threads=1, device="cpu")
         assert bound == []
-        _ask(Session(), do="hello", threads=1, device="cpu", pin=True)
+        _ask(WorkerSession(), do="hello", threads=1, device="cpu", pin=True)
     finally:
         torch.set_num_threads(threads)
     assert bound == [1]
 
 
-def test_the_memory_of_each_phase_is_measured_on_both_sides(session: Session) -> None:
+def test_the_memory_of_each_phase_is_measured_on_both_sides(session: WorkerSession) -> None:
     weights = _ask(session, do="memory", device="cpu")["weights"]
     assert list(weights) == ["forward", "backward"]
     dense = weights["backward"][0]
@@ -98,7 +98,7 @@ def test_the_memory_of_each_phase_is_measured_on_both_sides(session: Session) ->
     assert dense["reserved_bytes"] is None
 
 
-def test_each_side_is_watched_in_its_main_phase(session: Session) -> None:
+def test_each_side_is_watched_in_its_main_phase(session: WorkerSession) -> None:
     found = _ask(session, do="utilization", device="cpu", seconds=0.02)
     assert found["phase"] == "backward"
     for side in found["sides"]:
@@ -111,7 +111,7 @@ def test_each_side_is_watched_in_its_main_phase(session: Session) -> None:
         assert nulls == set(one.unavailable)
 
 
-def test_a_case_that_its_kernel_cannot_do_is_refused_and_the_next_one_is_measured(session: Session) -> None:
+def test_a_case_that_its_kernel_cannot_do_is_refused_and_the_next_one_is_measured(session: WorkerSession) -> None:
     with pytest.raises(UserError, match="kernel 'gather' does not support this case: it needs a unified selection"):
         _ask(session, do="setup", case={**_CASE.to_json(), "method": "meprop", "kernel": "gather"})
     with pytest.raises(ValueError, match="no case is set up"):
@@ -134,7 +134,7 @@ class _Replays(CudaGraphClock):
         pass
 
 
-def test_of_a_captured_case_the_replays_are_watched(session: Session) -> None:
+def test_of_a_captured_case_the_replays_are_watched(session: WorkerSession) -> None:
     prepared, _ = session.passed()
     clock = _Replays()
     session.checked = prepared, clock
@@ -143,7 +143,7 @@ def test_of_a_captured_case_the_replays_are_watched(session: Session) -> None:
 
 
 def test_the_memory_of_the_last_case_is_given_back_to_the_gpu(
-    session: Session, monkeypatch: pytest.MonkeyPatch
+    session: WorkerSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: done.append("given back"))
@@ -155,7 +155,7 @@ def test_the_memory_of_the_last_case_is_given_back_to_the_gpu(
 
 
 def test_cold_caches_are_emptied_before_each_call() -> None:
-    session = Session()
+    session = WorkerSession()
     _ask(session, do="setup", case={**_CASE.to_json(), "caches": "cold"})
     answer = _ask(session, do="check", warm_s=0.0)
     assert (answer["check"], isinstance(session.passed()[1], ColdClock)) == ("passed", True)
@@ -173,14 +173,14 @@ def test_cold_caches_are_emptied_before_each_call() -> None:
 )
 def test_what_was_not_checked_is_neither_weighed_nor_watched(message: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="no case whose check passed"):
-        Session().handle(message)
+        WorkerSession().handle(message)
 
 
-def _interleaved(session: Session, *plan: tuple[str, str, float], **rest: Any) -> dict[str, Any]:
+def _interleaved(session: WorkerSession, *plan: tuple[str, str, float], **rest: Any) -> dict[str, Any]:
     return _ask(session, do="turns", me="head", plan=plan, loops={"method": 2, "baseline": 1}, lead=1, **rest)
 
 
-def test_blocks_time_one_side_of_a_case_that_is_set_up_again_and_again(session: Session) -> None:
+def test_blocks_time_one_side_of_a_case_that_is_set_up_again_and_again(session: WorkerSession) -> None:
     for seed in range(2):
         assert _ask(session, do="again", seed=seed) == {}
         answer = _interleaved(session, ("head", "baseline", 0.0), ("head", "method", 0.0))
@@ -196,7 +196,7 @@ def test_blocks_time_one_side_of_a_case_that_is_set_up_again_and_again(session: 
     assert _ask(session, do="memory", device="cpu")["weights"]  # it is whole, and passed its check
 
 
-class _Timed(Session):
+class _Timed(WorkerSession):
     """A worker whose blocks only say whose they are."""
 
     def __init__(self, me: str, log: list[str]) -> None:
@@ -244,7 +244,7 @@ def test_two_workers_alternate_by_themselves_and_one_that_fails_does_not_keep_th
     assert len(log) == len(plan)
 
 
-def test_the_collector_works_again_with_the_next_case(session: Session) -> None:
+def test_the_collector_works_again_with_the_next_case(session: WorkerSession) -> None:
     _interleaved(session, ("head", "method", 0.0))
     assert not gc.isenabled()
     _ask(session, do="setup", case=_CASE.to_json())
@@ -252,7 +252,7 @@ def test_the_collector_works_again_with_the_next_case(session: Session) -> None:
 
 
 def test_the_operators_of_a_phase_are_counted() -> None:
-    session = Session()
+    session = WorkerSession()
     found = []
     for kernel in ("coo", "gather"):
         _ask(session, do="setup", case={**_CASE.to_json(), "kernel": kernel})
@@ -283,14 +283,14 @@ def test_what_is_compiled_is_compiled_for_the_threads_that_are_timed(
     monkeypatch.setattr(workloads, "setup", setup)
     before = torch.get_num_threads()
     case = Case(**{**_CASE.to_json(), "threads": 2, **changes})
-    answer = _ask(Session(), do="setup", case=case.to_json(), **({"baseline": chosen} if chosen else {}))
+    answer = _ask(WorkerSession(), do="setup", case=case.to_json(), **({"baseline": chosen} if chosen else {}))
     ((threads, how),) = seen
     assert (threads, torch.get_num_threads()) == (expected, before)
     assert how == (workloads.DenseSide.from_json(chosen) if chosen else None)
     assert answer["baseline"] == "as it was set up"
 
 
-def test_a_worker_finds_the_fastest_dense_side_and_sets_it_up(session: Session) -> None:
+def test_a_worker_finds_the_fastest_dense_side_and_sets_it_up(session: WorkerSession) -> None:
     case = {**_CASE.to_json(), "workload": "lstm", "baseline": "best"}
     found = _ask(session, do="baseline", case=case, seconds=0.01, seed=0)
     assert found == {"baseline": workloads.DenseSide().to_json(), "notes": []}

@@ -10,7 +10,7 @@ import pytest
 
 from meprop_bench.errors import UserError
 from meprop_bench.measure.paired import Measurement
-from meprop_bench.testing.claim import FEWEST, Claim, Decision, Evidence, decide
+from meprop_bench.testing.claim import FEWEST, Claim, ClaimDecision, Evidence, decide
 
 _NOT_SLOWER = Claim("new", "old", 1.05)
 _FASTER = Claim("new", "old", 1 / 1.2, as_speedup=True)
@@ -39,7 +39,7 @@ class _Source:
         return Evidence(Measurement("call", tuple(self._runs), 1), self._process_s * len(self._runs))
 
 
-def _decided(claim: Claim, source: _Source, budget: float = 30.0, confidence: float = 0.95) -> Decision:
+def _decided(claim: Claim, source: _Source, budget: float = 30.0, confidence: float = 0.95) -> ClaimDecision:
     return decide(claim, source.take, budget=budget, confidence=confidence)
 
 

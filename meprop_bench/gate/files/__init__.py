@@ -72,7 +72,7 @@ def read_file(path: Path) -> Figures:
     except OSError as error:  # a folder on the way that may not be searched, a name that is too long
         raise UserError(f"cannot read {one_line(str(path), 120)}: {error.strerror or type(error).__name__}") from None
     name = shown(path.name, 120)
-    reader = pytest_benchmark.Reader(name)
+    reader = pytest_benchmark.BenchmarkReader(name)
     document, goes_on = read_object(path, pytest_benchmark.LISTED, pytest_benchmark.Benchmark, reader.take)
     if "schema" in document and ("case_id" in document or "rows" in document):
         check_schema(document)

@@ -31,7 +31,7 @@ from meprop_bench.results.incoming import refused
 from meprop_bench.results.redact import one_line
 from meprop_bench.results.schema import SCHEMA, Row
 
-__all__ = ["LISTED", "Benchmark", "Reader"]
+__all__ = ["LISTED", "Benchmark", "BenchmarkReader"]
 
 LISTED = "benchmarks"
 
@@ -71,7 +71,7 @@ class Benchmark(msgspec.Struct, gc=False):
     extra_info: Any = None
 
 
-class Reader:
+class BenchmarkReader:
     """Takes the benchmarks, then the rest of the file, into `figures`."""
 
     def __init__(self, name: str) -> None:

@@ -30,7 +30,7 @@ from meprop_bench.gate.series import Floats, Integers
 from meprop_bench.results.redact import one_line
 from meprop_bench.results.store import MEASUREMENTS
 
-__all__ = ["FAILED", "Columns", "Reader", "Run", "files", "where"]
+__all__ = ["FAILED", "Columns", "Run", "RunReader", "files", "where"]
 
 FAILED = math.inf
 """Stands for a figure that was asked for and failed."""
@@ -100,7 +100,7 @@ class Run:
     disagreement: Floats = field(default_factory=lambda: np.zeros(0))
 
 
-class Reader:
+class RunReader:
     """Reads the runs of a folder; `environments` are those that it met, by their digest."""
 
     def __init__(self, folder: Path, columns: Columns, environments: dict[str, Mapping[str, Any]]) -> None:

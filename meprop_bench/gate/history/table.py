@@ -28,7 +28,7 @@ import numpy.typing as npt
 from meprop_bench.atomic import replacing
 from meprop_bench.cache import writable
 from meprop_bench.gate.files.figures import Kind
-from meprop_bench.gate.history.runs import Columns, Reader, Run, files, stamp_of
+from meprop_bench.gate.history.runs import Columns, Run, RunReader, files, stamp_of
 from meprop_bench.gate.series import Floats
 
 __all__ = ["History", "read_history"]
@@ -69,7 +69,7 @@ def read_history(folder: Path, progress: Callable[[int, int], None] = lambda don
     paths = files(folder)
     units = [(str(path), *stamp_of(path)) for path in _unit_files(folder)]
     known, columns, environments, old, before = _load(folder, units)
-    reader = Reader(folder, columns, environments)
+    reader = RunReader(folder, columns, environments)
     runs: list[Run] = []
     rows: list[int] = []  # of a run that is in the cache its row there, else -1
     for done, path in enumerate(paths):

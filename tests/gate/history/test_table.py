@@ -9,7 +9,7 @@ from meprop_bench.errors import UserError
 from meprop_bench.gate.evidence import disagreement
 from meprop_bench.gate.files import read_file
 from meprop_bench.gate.history import read_history
-from meprop_bench.gate.history.runs import FAILED, Columns, Reader
+from meprop_bench.gate.history.runs import FAILED, Columns, RunReader
 from meprop_bench.gate.history.table import _cache
 
 
@@ -17,13 +17,13 @@ from meprop_bench.gate.history.table import _cache
 def reads(monkeypatch):
     """The names of the files that are read, and not taken from the cache."""
     found = []
-    plain = Reader.read
+    plain = RunReader.read
 
     def read(self, path):
         found.append(path.name)
         return plain(self, path)
 
-    monkeypatch.setattr(Reader, "read", read)
+    monkeypatch.setattr(RunReader, "read", read)
     return found
 
 
