@@ -27,7 +27,8 @@ run is left out, as no measurement. `--check N` judges each N-th pair from its f
 does, and says in how many the exit code is the same.
 
 Nothing is fitted here. The constants of `gate/history` were chosen on the first halves of scipy's environments and of
-django's (github.com/django/django-asv, results/ubuntu-latest); github.com/pv/numpy-bench was kept back.
+django's (github.com/django/django-asv, results/ubuntu-latest); github.com/pv/numpy-bench and the others of the gate's
+page were kept back.
 """
 
 from __future__ import annotations
