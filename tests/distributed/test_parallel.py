@@ -18,6 +18,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compr
 from torch.nn.parallel import DistributedDataParallel
 
 from meprop_bench.distributed import DataParallel, ExchangeError, clip_grad_norm_
+from meprop_bench.distributed.channel import Channel
 from meprop_bench.nn import FusedMLP, MePropLinear, convert
 from meprop_bench.ops.kernels import compiled
 from meprop_bench.optim import RowAdagrad, RowAdam, RowSGD
@@ -574,6 +575,19 @@ def case_operators(rank):
         compiled.load = load
 
 
+def case_collectives(rank):
+    """Where there are no messages with tags, as on GPUs."""
+    has_messages, Channel.has_messages = Channel.has_messages, lambda channel, device: False
+    try:
+        case_gathered(rank, 3, "unified", "float32")
+        case_agreed(rank, 3, "float32", True, True)
+        for exchange in ("gathered", "agreed"):
+            case_numbers_of_rows_that_change(rank, exchange)
+        case_buckets_of_two_kinds(rank)
+    finally:
+        Channel.has_messages = has_messages
+
+
 def case_autocast_and_images(rank):
     model = perceptron(4)
     plain = copy.deepcopy(model)
@@ -734,7 +748,8 @@ def test_training(ranks, exchange, kind):
         case_sums_that_cancel, case_ties_and_nan,
         case_no_sync_exchanges_nothing, case_layers_that_do_not_run,
         case_agreeing_needs_the_same_layers, case_checkpoints, case_starts_from_the_first_rank,
-        case_alone_or_without_rows, case_bytes, case_operators, case_autocast_and_images, case_refused,
+        case_alone_or_without_rows, case_bytes, case_operators, case_collectives, case_autocast_and_images,
+        case_refused,
         case_afterwards_it_is_as_before, case_a_graph_that_is_kept_and_evaluation,
     ],
     ids=lambda case: case.__name__,
