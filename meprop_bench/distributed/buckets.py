@@ -29,7 +29,9 @@ _NONE, _DENSE = -1, -2
 
 
 class Entry(NamedTuple):
-    """A parameter `(n, m)` whose rows are exchanged, its name in the model, and how many rows its gradient may have."""
+    """A parameter `(n, m)` whose rows are exchanged, its name in the model, and how many rows its gradient may have:
+    those of a unified selection, unless its k is raised later; else n.
+    """
 
     name: str
     parameter: nn.Parameter
@@ -50,13 +52,15 @@ class Bucket(ABC):
         self.dtype, self.device = entries[0].parameter.dtype, entries[0].parameter.device
         self._passes = 0
         self.waiting: list[Waiting] = []  # for all that is under way
+        self._announced: tuple[Tensor, Waiting] | None = None  # until it is answered by `send`
         self.open()
 
     def open(self) -> None:
-        """Be as at the beginning of a backward pass; wait for what one that was broken off has begun."""
+        """Be as at the beginning of a backward pass; end what one that was broken off has begun, as all ranks do."""
+        if self._announced is not None:
+            self.send()
         self._wait()
         self._missing = set(range(len(self.entries)))
-        self._announced: tuple[Tensor, Waiting] | None = None
         self._dense: list[tuple[Entry, Tensor]] = []
         self.gradients: list[Tensor | None] = []
 
@@ -89,7 +93,7 @@ class Bucket(ABC):
     def send(self) -> None:
         """Begin to exchange the rows, when all ranks have said what they have, which is waited for."""
         assert self._announced is not None
-        everyone, waiting = self._announced
+        (everyone, waiting), self._announced = self._announced, None
         waiting.wait()
         words = everyone.tolist()
         for rank, (passes, *_) in enumerate(words):

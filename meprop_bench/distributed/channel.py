@@ -45,9 +45,8 @@ class ExchangeError(RuntimeError):
 class BytesSent(NamedTuple):
     """Bytes that this rank sent, by what they are for, in the last step whose gradients were exchanged.
 
-    They are counted from the tensors that were given to collectives, as rings send them: of P ranks, (P - 1) times the
-    size of a tensor that is gathered, 2 (P - 1) / P times that of one that is summed. What a network adds to that is
-    not in it.
+    They are counted from the tensors that were exchanged, as rings send them: of P ranks, (P - 1) times the size of a
+    tensor that is gathered, 2 (P - 1) / P times that of one that is summed. What a network adds to that is not in it.
     """
 
     rows: int  # numbers of rows, gathered or in agreed blocks; and of a gradient that was dense this time (k >= n)

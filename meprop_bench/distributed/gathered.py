@@ -3,9 +3,10 @@
     rank r has rows h_r (k_r,) and their values G_r (k_r, m)
     rows = ⋃_r h_r          G[i] = 1 / P Σ_r G_r[i]      P - 1 times as many bytes as a rank has, and up to P k rows
 
-Where a bucket had the same most rows in two exchanges, as k rows of a unified selection are, the next one makes room
-for so many beside what is announced, and is done in one message to each rank if they suffice. It is laid out once, and
-the others' messages may come from the beginning of the backward pass on.
+Where it is known how many rows there will be, there is room for so many beside what is announced, and an exchange is
+one message to each rank if they suffice. It is laid out once, and the others' messages may come from the beginning of
+the backward pass on. Known are the k rows of a unified selection, though some of its neurons may have no gradient, and
+what has been the same in two exchanges.
 
 Every rank adds up in the order of the ranks, so that all have the same bits. A row whose sum is zero stays a row: that
 it was selected is what an optimizer by rows counts.
@@ -29,6 +30,8 @@ __all__ = ["Gathered", "union"]
 _UNION = "meprop_bench.ops.kernels.native.union"
 _FIRST = DENSE + 1
 """The first tag of messages with rows: a bucket has two, for what comes beside the announcement and after it."""
+_WORTH = 0.75
+"""Part of a unified selection's k rows from which on room is made for all of them."""
 _INDEX = 8
 """Bytes of a row's number, and of a word that is announced."""
 
@@ -68,15 +71,9 @@ class Gathered(Bucket):
     _most: list[int] | None = None
     """The most rows that a rank had of each parameter, in the last exchange."""
     _early: _Buffer | None = None
-    """For rows that come beside what is announced, if the last two exchanges had the same most."""
+    """For rows that come beside what is announced, if it is known how many."""
     _receiving: Waiting | None = None
     """Of what comes into that."""
-
-    def open(self) -> None:
-        """See `Bucket`; of a pass that was broken off, ranks may know different parts."""
-        if self.waiting:
-            self._most = self._early = None
-        super().open()
 
     def expect(self) -> None:
         """See `Bucket`."""
@@ -104,11 +101,23 @@ class Gathered(Bucket):
             if any(most):
                 self._fill(self._buffer)
                 self.waiting.append(self._gather(self._buffer, 2 * self.number + _FIRST + 1))
-        self._most = most
-        if most != before or not any(most) or not self.channel.has_messages(self.device):
+        self._most, room = most, self._expected(most, before)
+        if room is None or not self.channel.has_messages(self.device):
             self._early = None
-        elif early is None or early.room != most:
-            self._early = _Buffer(self.channel.size, self.entries, most, self.words)
+        elif early is None or early.room != room:
+            self._early = _Buffer(self.channel.size, self.entries, room, self.words)
+
+    def _expected(self, most: list[int], before: list[int] | None) -> list[int] | None:
+        """Return how many rows of each parameter there will be, at most; None if that is not known, or none."""
+        room = []
+        for i, (count, entry) in enumerate(zip(most, self.entries, strict=True)):
+            if entry.most < entry.parameter.shape[0] and _WORTH * entry.most <= count <= entry.most:
+                room.append(entry.most)
+            elif before is not None and count == before[i]:
+                room.append(count)
+            else:
+                return None
+        return room if any(room) else None
 
     def _gather(self, buffer: _Buffer, tag: int, receiving: Waiting | None = None) -> Waiting:
         return self.channel.gather_rows(

@@ -285,7 +285,9 @@ def _entries(module: nn.Module, exchange: str) -> list[Entry]:
             holders.setdefault(id(parameter), []).append((whole, by_rows))
             if by_rows and parameter.requires_grad:
                 n = parameter.shape[0]
-                most = min(n, resolve_k(layer.k, n)) if isinstance(layer, MePropLinear) else n
+                most = n
+                if isinstance(layer, MePropLinear) and "unified" in layer.selection:
+                    most = min(n, resolve_k(layer.k, n))
                 found.setdefault(id(parameter), Entry(whole, parameter, most))
         if exchange == "agreed" and isinstance(layer, MePropLinear) and rows and layer.selection != "unified":
             raise ValueError(

@@ -18,6 +18,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compr
 from torch.nn.parallel import DistributedDataParallel
 
 from meprop_bench.distributed import DataParallel, ExchangeError, clip_grad_norm_
+from meprop_bench.distributed.channel import Channel
 from meprop_bench.nn import FusedMLP, MePropLinear, convert
 from meprop_bench.ops.kernels import compiled
 from meprop_bench.optim import RowAdagrad, RowAdam, RowSGD
@@ -181,14 +182,7 @@ def case_buckets_of_two_kinds(rank):
     model = perceptron(5)
     plain = copy.deepcopy(model)
     parallel = wrapped(rank, model, bucket_bytes=1)
-    first = parallel._buckets[0]
-
-    def announced():
-        if rank.rank == 1:
-            first._announced[1].wait()
-        return rank.rank == 1  # the others have heard nothing until the end
-
-    first.announced = announced
+    heard_by_one(rank, parallel._buckets[0])
     for step in range(6):
         for each in (model, plain):
             each.zero_grad()
@@ -199,13 +193,46 @@ def case_buckets_of_two_kinds(rank):
         is_same_everywhere(rank, model)
 
 
-def case_passes_that_are_broken_off(rank):
+def heard_by_one(rank, bucket):
+    """Have one rank hear of all announcements as soon as it asks, and the others nothing until the end."""
+
+    def announced():
+        if rank.rank == 1:
+            bucket._announced[1].wait()
+        return rank.rank == 1
+
+    bucket.announced = announced
+
+
+def case_neurons_without_a_gradient(rank):
+    """A unified selection of k has at most k rows: there is room for them beside what is announced."""
+    model = perceptron(16, widths=(13, 37, 37, 5))
+    plain = copy.deepcopy(model)
+    parallel = wrapped(rank, model)
+    (bucket,) = parallel._buckets
+    counts = set()
+    for step in range(8):
+        _, _, parts = batch_of([1] * rank.size, seed=step)
+        F.cross_entropy(parallel(parts[rank.rank][0]), parts[rank.rank][1]).backward()
+        same(dense_of(model), averaged(plain, parts))
+        is_same_everywhere(rank, model)
+        counts.update(itertools.chain(*bucket.rows))
+        assert bucket._early.room == [16, 16]
+        if step:
+            assert parallel.bytes_sent.rows == (rank.size - 1) * 4 * 16 * (37 + 13)
+        parallel.zero_grad()
+    assert min(counts) < max(counts) == 16
+
+
+def case_passes_that_are_broken_off(rank, known):
     """What they have left behind is not taken for the next one's; if some rank alone breaks off, that is an error."""
     layers = {"bias": False, "selection": "unified", "sparse": True}
     torch.manual_seed(0)
     model = nn.Sequential(MePropLinear(13, 20, k=3, **layers), nn.ReLU(), MePropLinear(20, 5, k=2, **layers))
     plain = copy.deepcopy(model)
     parallel = wrapped(rank, model, bucket_bytes=1)
+    if not known:
+        heard_by_one(rank, parallel._buckets[0])
 
     def broken(weight):
         hook = weight.register_hook(fail)
@@ -217,6 +244,8 @@ def case_passes_that_are_broken_off(rank):
     for step in range(8):
         _, _, parts = batch_of([4] * rank.size, seed=step)
         x, y = parts[rank.rank]
+        if not known:  # how many rows there are
+            model[2].k = plain[2].k = 1 + 2 * (step % 2)
         if step in (2, 4):  # before anything is sent, and when one bucket is
             broken(model[4 - step].weight)
             continue
@@ -546,6 +575,19 @@ def case_operators(rank):
         compiled.load = load
 
 
+def case_collectives(rank):
+    """Where there are no messages with tags, as on GPUs."""
+    has_messages, Channel.has_messages = Channel.has_messages, lambda channel, device: False
+    try:
+        case_gathered(rank, 3, "unified", "float32")
+        case_agreed(rank, 3, "float32", True, True)
+        for exchange in ("gathered", "agreed"):
+            case_numbers_of_rows_that_change(rank, exchange)
+        case_buckets_of_two_kinds(rank)
+    finally:
+        Channel.has_messages = has_messages
+
+
 def case_autocast_and_images(rank):
     model = perceptron(4)
     plain = copy.deepcopy(model)
@@ -682,6 +724,11 @@ def test_both(ranks, case, exchange):
     ranks(case, exchange)
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_passes_that_are_broken_off(ranks, known):
+    ranks(case_passes_that_are_broken_off, known)
+
+
 @pytest.mark.parametrize("exchange", ["gathered", "agreed"])
 def test_uneven_batches(ranks, exchange):
     ranks(case_uneven_batches, exchange)
@@ -697,10 +744,12 @@ def test_training(ranks, exchange, kind):
 @pytest.mark.parametrize(
     "case",
     [
-        case_buckets_of_two_kinds, case_passes_that_are_broken_off, case_sums_that_cancel, case_ties_and_nan,
+        case_buckets_of_two_kinds, case_neurons_without_a_gradient,
+        case_sums_that_cancel, case_ties_and_nan,
         case_no_sync_exchanges_nothing, case_layers_that_do_not_run,
         case_agreeing_needs_the_same_layers, case_checkpoints, case_starts_from_the_first_rank,
-        case_alone_or_without_rows, case_bytes, case_operators, case_autocast_and_images, case_refused,
+        case_alone_or_without_rows, case_bytes, case_operators, case_collectives, case_autocast_and_images,
+        case_refused,
         case_afterwards_it_is_as_before, case_a_graph_that_is_kept_and_evaluation,
     ],
     ids=lambda case: case.__name__,
