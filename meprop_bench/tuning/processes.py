@@ -41,7 +41,7 @@ from meprop_bench.tasks.recipe import Recipe, by_layer_text
 from meprop_bench.tuning.arms import Arm, Layer
 from meprop_bench.tuning.budget import Bounded, Budget, Over
 from meprop_bench.tuning.journal import Job, Trained
-from meprop_bench.tuning.outlook import BATCHES, EXAMINING, too_short
+from meprop_bench.tuning.outlook import BATCHES, EXAMINING, TIMES, TIMES_LATE, too_short
 from meprop_bench.tuning.timing import Costs, Timing
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.dense_side import candidates
@@ -237,11 +237,13 @@ class Processes:
         )
         self.close()  # nothing else may run beside what is timed
         self._timing, before_s = budget, self.stages.get("starting", 0.0)
+        first = not any(row.phase == "step" for row in self._store.rows())
+        until = self._budget.part(TIMES + (1 - TIMES) * TIMES_LATE) if first else budget  # a first time is worth more
         try:
             Runner(
                 plan,
                 self._store,
-                start=lambda case: Bounded(start_for(case), budget),
+                start=lambda case: Bounded(start_for(case), until),
                 progress=self._report,
                 lock=self._lock(budget),
                 deadline=Deadline(left_s, usual_s=seconds + _BESIDES_S),
