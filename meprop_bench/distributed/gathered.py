@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from meprop_bench.distributed.buckets import Bucket, Entry
-from meprop_bench.distributed.channel import DENSE, Waiting
+from meprop_bench.distributed.channel import DENSE, Pending
 from meprop_bench.ops.kernels import compiled, hybrid_rows
 
 __all__ = ["Gathered", "union"]
@@ -72,7 +72,7 @@ class Gathered(Bucket):
     """The most rows that a rank had of each parameter, in the last exchange."""
     _early: _Buffer | None = None
     """For rows that come beside what is announced, if it is known how many."""
-    _receiving: Waiting | None = None
+    _receiving: Pending | None = None
     """Of what comes into that."""
 
     def expect(self) -> None:
@@ -81,7 +81,7 @@ class Gathered(Bucket):
         if self._early is not None and self._receiving is None:
             self._receiving = self.channel.receive(self._early.everyone, 2 * self.number + _FIRST)
 
-    def send_words(self, words: Tensor) -> tuple[Tensor, Waiting]:
+    def send_words(self, words: Tensor) -> tuple[Tensor, Pending]:
         """See `Bucket`."""
         early = self._early
         if early is None:
@@ -119,7 +119,7 @@ class Gathered(Bucket):
                 return None
         return room if any(room) else None
 
-    def _gather(self, buffer: _Buffer, tag: int, receiving: Waiting | None = None) -> Waiting:
+    def _gather(self, buffer: _Buffer, tag: int, receiving: Pending | None = None) -> Pending:
         return self.channel.gather_rows(
             buffer.everyone, tag, indices=buffer.indices, control=buffer.control, receiving=receiving
         )
