@@ -143,7 +143,7 @@ def time_to_quality(
     trained here, where others train the rest; none for all.
 
     Raises:
-        UserError: a budget has no room for a step, there is none, or no arm could be timed.
+        UserError: a budget is too short for a step, there is none, or no arm could be timed.
 
     """
     lengths = sorted(set(budgets))
