@@ -27,7 +27,7 @@ from meprop_bench.tasks.build import check_name, is_model, named
 from meprop_bench.tasks.recipe import Recipe, by_layer_text
 from meprop_bench.tuning.arms import Arm
 from meprop_bench.tuning.document import advice, as_json, doubt, markdown
-from meprop_bench.tuning.run import Request, Result, folder_name
+from meprop_bench.tuning.run import Result, TuneRequest, folder_name
 
 if TYPE_CHECKING:
     from meprop_bench.training import Training
@@ -150,7 +150,7 @@ def tune(
             schedule=schedule or ("constant" if own else "cosine"),
             steps=steps,
         )
-        request = Request(
+        request = TuneRequest(
             recipe,
             margin,
             methods=_many(method),

@@ -36,7 +36,7 @@ from meprop_bench.progress import lines, state_before, watcher
 if TYPE_CHECKING:
     from meprop_bench.results.shards import Shard
     from meprop_bench.results.store import Store
-    from meprop_bench.tuning.run import Request, Result
+    from meprop_bench.tuning.run import Result, TuneRequest
 
 __all__ = ["command", "print_result", "request_of", "run_tune", "write_folder"]
 
@@ -130,12 +130,12 @@ for _param in command.params:
         _param.help = _HELP.get(str(_param.name), _param.help)
 
 
-def request_of(given: dict[str, Any], budgets: str | None) -> Request:
+def request_of(given: dict[str, Any], budgets: str | None) -> TuneRequest:
     """Return what the options of `tune` ask for; `UserError` for those that cannot be used."""
     from meprop_bench.durations import seconds_of
     from meprop_bench.sweep.plan import parse_axis
     from meprop_bench.tasks.build import is_model
-    from meprop_bench.tuning.run import Request
+    from meprop_bench.tuning.run import TuneRequest
 
     shard: Shard | None = given.pop("shard", None)
     for name in _NOT_TUNED:  # of `parity`, which has these options
@@ -148,7 +148,7 @@ def request_of(given: dict[str, Any], budgets: str | None) -> Request:
         # The strongest dense side for a given time anneals its rate in it; a model of one's own has its own schedule.
         given["schedule"] = "cosine"
     lists = {name: tuple(_words(searched[name])) for name in ("method", "gradient")}
-    request = Request(
+    request = TuneRequest(
         recipe_of(given),
         methods=lists["method"],
         gradients=lists["gradient"],
@@ -167,7 +167,7 @@ def _words(text: str | None) -> list[str]:
     return [] if text is None else [word.strip() for word in text.split(",")]
 
 
-def run_tune(request: Request, budget: str | None, *, form: str, resume: bool, out: Path) -> int:
+def run_tune(request: TuneRequest, budget: str | None, *, form: str, resume: bool, out: Path) -> int:
     """Search, print the answer, and return the exit code."""
     from meprop_bench.durations import duration, seconds_of
     from meprop_bench.results.axes import default_threads
@@ -193,7 +193,7 @@ def run_tune(request: Request, budget: str | None, *, form: str, resume: bool, o
     return result.code
 
 
-def _store(request: Request, out: Path, resume: bool) -> Store:
+def _store(request: TuneRequest, out: Path, resume: bool) -> Store:
     from meprop_bench.measure.environment import machine_slug
     from meprop_bench.tasks.checks import on_device
     from meprop_bench.tuning.run import folder_name

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from meprop_bench.distributed.buckets import Bucket
-from meprop_bench.distributed.channel import Channel, ExchangeError, Waiting
+from meprop_bench.distributed.channel import Channel, ExchangeError, Pending
 from meprop_bench.ops import memory
 from meprop_bench.ops.kernels import hybrid_rows
 
@@ -44,7 +44,7 @@ class Agreement:
         """Begin a forward pass."""
         self._backward = False
         self._order = array("q")
-        self._compared: tuple[Tensor, Waiting] | None = None
+        self._compared: tuple[Tensor, Pending] | None = None
 
     def ran(self, number: int) -> None:
         """Be informed that a layer has run forward; for a checkpoint it does so again in backward, which is not new."""

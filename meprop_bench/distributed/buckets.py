@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from meprop_bench.distributed.channel import Channel, ExchangeError, Waiting
+from meprop_bench.distributed.channel import Channel, ExchangeError, Pending
 from meprop_bench.optim.table import each_once
 
 __all__ = ["Bucket", "Entry"]
@@ -51,8 +51,8 @@ class Bucket(ABC):
         self.words = 1 + 2 * len(entries)  # that each rank announces
         self.dtype, self.device = entries[0].parameter.dtype, entries[0].parameter.device
         self._passes = 0
-        self.waiting: list[Waiting] = []  # for all that is under way
-        self._announced: tuple[Tensor, Waiting] | None = None  # until it is answered by `send`
+        self.waiting: list[Pending] = []  # for all that is under way
+        self._announced: tuple[Tensor, Pending] | None = None  # until it is answered by `send`
         self.open()
 
     def open(self) -> None:
@@ -140,7 +140,7 @@ class Bucket(ABC):
         """Be informed that a backward pass has begun whose gradients are exchanged: the others may be ahead."""
         self._passes += 1
 
-    def send_words(self, words: Tensor) -> tuple[Tensor, Waiting]:
+    def send_words(self, words: Tensor) -> tuple[Tensor, Pending]:
         """Begin to send what is announced, int64 `(1 + 2 L,)`; return where all ranks' will be, `(P, 1 + 2 L)`."""
         return self.channel.gather(words)
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from meprop_bench.optional import said
 
-__all__ = ["DENSE", "PAIR", "BytesSent", "Channel", "ExchangeError", "Waiting"]
+__all__ = ["DENSE", "PAIR", "BytesSent", "Channel", "ExchangeError", "Pending"]
 
 _gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 """By its new name, where torch has that."""
@@ -61,7 +61,7 @@ class BytesSent(NamedTuple):
         return None if self.dense is None else self.rows + self.indices + self.scores + self.control + self.dense
 
 
-class Waiting:
+class Pending:
     """What is under way: a collective, or messages, of which gloo says that they have come only to who waits.
 
     Args:
@@ -155,21 +155,21 @@ class Channel:
         """Whether what is on a device goes by messages, which find each other in any order, or by collectives."""
         return self._gloo and device.type == "cpu"
 
-    def gather(self, mine: Tensor) -> tuple[Tensor, Waiting]:
+    def gather(self, mine: Tensor) -> tuple[Tensor, Pending]:
         """Begin to gather words of each rank, on the CPU: all have the same shape `(s,)`, and get `(P, s)`."""
         everyone = mine.new_empty(self.size, mine.numel())
         self._sent["control"] += (self.size - 1) * mine.nbytes
         return everyone, self._begun(_gather, everyone.view(-1), mine, group=self._control)
 
-    def receive(self, everyone: Tensor, tag: int) -> Waiting:
+    def receive(self, everyone: Tensor, tag: int) -> Pending:
         """Begin to receive, by messages, what `gather_rows` gathers: the others may be ahead."""
         with self.failing():
             works = [self._rows.recv([everyone[rank]], rank, tag) for rank in self._others]
-        return Waiting(self, works, self._timeout)
+        return Pending(self, works, self._timeout)
 
     def gather_rows(
-        self, everyone: Tensor, tag: int, *, indices: int, control: int, receiving: Waiting | None = None
-    ) -> Waiting:
+        self, everyone: Tensor, tag: int, *, indices: int, control: int, receiving: Pending | None = None
+    ) -> Pending:
         """Begin to give the others this rank's part of `everyone` `(P, s)`, and to get theirs.
 
         Of its bytes some say which rows these are, and some how many. The tag, above `DENSE`, is no other's that are
@@ -186,7 +186,7 @@ class Channel:
             waiting.works += [self._rows.send([mine], rank, tag) for rank in self._others]
         return waiting
 
-    def sum(self, tensor: Tensor, *, scores: bool = False, tag: int = 0) -> Waiting:
+    def sum(self, tensor: Tensor, *, scores: bool = False, tag: int = 0) -> Pending:
         """Begin to add a contiguous tensor up over the ranks, in place: rows or scores; or dense gradients (`DENSE`).
 
         Sums of one tag are begun in one order on all ranks.
@@ -200,7 +200,7 @@ class Channel:
         other, peer = torch.empty_like(tensor), 1 - self.rank
         with self.failing():
             works = [group.recv([other], peer, tag), group.send([tensor], peer, tag)]
-        return Waiting(self, works, self._timeout, (tensor, other))
+        return Pending(self, works, self._timeout, (tensor, other))
 
     def broadcast(self, tensor: Tensor) -> None:
         """Give all ranks the first one's tensor."""
@@ -219,9 +219,9 @@ class Channel:
         waiting.wait()
         return int(everyone.sum())
 
-    def _begun(self, collective: Any, *args: Any, **keywords: Any) -> Waiting:
+    def _begun(self, collective: Any, *args: Any, **keywords: Any) -> Pending:
         with self.failing():
-            return Waiting(self, [collective(*args, **keywords, async_op=True)])
+            return Pending(self, [collective(*args, **keywords, async_op=True)])
 
     @contextmanager
     def failing(self) -> Iterator[None]:

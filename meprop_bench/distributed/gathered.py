@@ -3,7 +3,7 @@
     rank r has rows h_r (k_r,) and their values G_r (k_r, m)
     rows = ⋃_r h_r          G[i] = 1 / P Σ_r G_r[i]      P - 1 times as many bytes as a rank has, and up to P k rows
 
-Where it is known how many rows there will be, there is room for so many beside what is announced, and an exchange is
+Where it is known how many rows there will be, there is space for so many beside what is announced, and an exchange is
 one message to each rank if they suffice. It is laid out once, and the others' messages may come from the beginning of
 the backward pass on. Known are the k rows of a unified selection, though some of its neurons may have no gradient, and
 what has been the same in two exchanges.
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from meprop_bench.distributed.buckets import Bucket, Entry
-from meprop_bench.distributed.channel import DENSE, Waiting
+from meprop_bench.distributed.channel import DENSE, Pending
 from meprop_bench.ops.kernels import compiled, hybrid_rows
 
 __all__ = ["Gathered", "union"]
@@ -31,7 +31,7 @@ _UNION = "meprop_bench.ops.kernels.native.union"
 _FIRST = DENSE + 1
 """The first tag of messages with rows: a bucket has two, for what comes beside the announcement and after it."""
 _WORTH = 0.75
-"""Part of a unified selection's k rows from which on room is made for all of them."""
+"""Part of a unified selection's k rows from which on there is space for all of them."""
 _INDEX = 8
 """Bytes of a row's number, and of a word that is announced."""
 
@@ -39,11 +39,11 @@ _INDEX = 8
 class _Buffer:
     """What ranks send each other: words, the numbers of all rows, then the rows."""
 
-    def __init__(self, ranks: int, entries: Sequence[Entry], room: list[int], words: int = 0) -> None:
+    def __init__(self, ranks: int, entries: Sequence[Entry], capacity: list[int], words: int = 0) -> None:
         parameter = entries[0].parameter
-        self.room, rows = room, sum(room)
-        first = list(accumulate(room, initial=words))
-        numbers = list(accumulate(count * entry.width for count, entry in zip(room, entries, strict=True)))
+        self.capacity, rows = capacity, sum(capacity)
+        first = list(accumulate(capacity, initial=words))
+        numbers = list(accumulate(count * entry.width for count, entry in zip(capacity, entries, strict=True)))
         # In whole words, so that the next rank's are aligned.
         size = words + rows + -(-numbers[-1] * parameter.element_size() // _INDEX)
         self.everyone = parameter.new_empty(ranks, size, dtype=torch.int64, requires_grad=False)
@@ -55,14 +55,14 @@ class _Buffer:
             self.parts.append(
                 [
                     (of_rank[at : at + count], values[end - count * entry.width : end].view(count, entry.width))
-                    for at, count, end, entry in zip(first, room, numbers, entries, strict=False)
+                    for at, count, end, entry in zip(first, capacity, numbers, entries, strict=False)
                 ]
             )
 
     def part(self, rank: int, i: int, count: int) -> tuple[Tensor, Tensor]:
         """Return the first row numbers and rows of a rank's parameter."""
         rows, values = self.parts[rank][i]
-        return (rows, values) if count == self.room[i] else (rows[:count], values[:count])
+        return (rows, values) if count == self.capacity[i] else (rows[:count], values[:count])
 
 
 class Gathered(Bucket):
@@ -72,7 +72,7 @@ class Gathered(Bucket):
     """The most rows that a rank had of each parameter, in the last exchange."""
     _early: _Buffer | None = None
     """For rows that come beside what is announced, if it is known how many."""
-    _receiving: Waiting | None = None
+    _receiving: Pending | None = None
     """Of what comes into that."""
 
     def expect(self) -> None:
@@ -81,7 +81,7 @@ class Gathered(Bucket):
         if self._early is not None and self._receiving is None:
             self._receiving = self.channel.receive(self._early.everyone, 2 * self.number + _FIRST)
 
-    def send_words(self, words: Tensor) -> tuple[Tensor, Waiting]:
+    def send_words(self, words: Tensor) -> tuple[Tensor, Pending]:
         """See `Bucket`."""
         early = self._early
         if early is None:
@@ -94,43 +94,43 @@ class Gathered(Bucket):
     def send_rows(self, signatures: list[list[int]]) -> None:
         """See `Bucket`."""
         most, before, early = [max(counts) for counts in self.rows], self._most, self._early
-        if early is not None and all(count <= room for count, room in zip(most, early.room, strict=True)):
+        if early is not None and all(count <= capacity for count, capacity in zip(most, early.capacity, strict=True)):
             self._buffer = early
         else:
             self._buffer = _Buffer(self.channel.size, self.entries, most)
             if any(most):
                 self._fill(self._buffer)
                 self.waiting.append(self._gather(self._buffer, 2 * self.number + _FIRST + 1))
-        self._most, room = most, self._expected(most, before)
-        if room is None or not self.channel.has_messages(self.device):
+        self._most, capacity = most, self._expected(most, before)
+        if capacity is None or not self.channel.has_messages(self.device):
             self._early = None
-        elif early is None or early.room != room:
-            self._early = _Buffer(self.channel.size, self.entries, room, self.words)
+        elif early is None or early.capacity != capacity:
+            self._early = _Buffer(self.channel.size, self.entries, capacity, self.words)
 
     def _expected(self, most: list[int], before: list[int] | None) -> list[int] | None:
         """Return how many rows of each parameter there will be, at most; None if that is not known, or none."""
-        room = []
+        capacity = []
         for i, (count, entry) in enumerate(zip(most, self.entries, strict=True)):
             if entry.most < entry.parameter.shape[0] and _WORTH * entry.most <= count <= entry.most:
-                room.append(entry.most)
+                capacity.append(entry.most)
             elif before is not None and count == before[i]:
-                room.append(count)
+                capacity.append(count)
             else:
                 return None
-        return room if any(room) else None
+        return capacity if any(capacity) else None
 
-    def _gather(self, buffer: _Buffer, tag: int, receiving: Waiting | None = None) -> Waiting:
+    def _gather(self, buffer: _Buffer, tag: int, receiving: Pending | None = None) -> Pending:
         return self.channel.gather_rows(
             buffer.everyone, tag, indices=buffer.indices, control=buffer.control, receiving=receiving
         )
 
     def _fill(self, buffer: _Buffer) -> None:
-        """Write what this rank has, as far as there is room for it."""
+        """Write what this rank has, as far as it fits."""
         for i, gradient in enumerate(self.gradients):
             if gradient is None or not gradient.is_sparse:
                 continue
             idx = gradient._indices()[0]
-            if len(idx) <= buffer.room[i]:
+            if len(idx) <= buffer.capacity[i]:
                 rows, values = buffer.part(self.channel.rank, i, len(idx))
                 rows.copy_(idx)
                 values.copy_(gradient._values())

@@ -35,7 +35,7 @@ from torch.nn.parallel.distributed import _find_tensors
 
 from meprop_bench.distributed.agreed import Agreed, Agreement, Choice
 from meprop_bench.distributed.buckets import Bucket, Entry
-from meprop_bench.distributed.channel import DENSE, PAIR, BytesSent, Channel, Waiting
+from meprop_bench.distributed.channel import DENSE, PAIR, BytesSent, Channel, Pending
 from meprop_bench.distributed.gathered import Gathered
 from meprop_bench.nn.linear import MePropLinear
 from meprop_bench.ops.selection import resolve_k
@@ -102,7 +102,7 @@ class DataParallel(nn.Module):
         )
         self.module = module
         self._dense_bytes: float | None = _register(self._ddp, comm_hook, process_group)
-        self._dense: list[tuple[Future[Tensor], Tensor, Waiting]] = []
+        self._dense: list[tuple[Future[Tensor], Tensor, Pending]] = []
         for entry in entries:
             channel.broadcast(entry.parameter.detach())
         agreed = {id(layer.weight) for layer in choosing.values()}

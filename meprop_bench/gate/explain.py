@@ -139,8 +139,8 @@ def _of_pairs(one: Explained, width: int) -> list[Text]:
         known += [interval.low, interval.high]
     known = [ratio for ratio in known if _LEAST < ratio < 1 / _LEAST]
     low, high = math.log(min(known)), math.log(max(known))
-    room = max(0.05 * (high - low), 0.002)
-    axis = PlotScale.within(low - room, high + room, width - sum(columns) - 2 * len(columns))
+    padding = max(0.05 * (high - low), 0.002)
+    axis = PlotScale.within(low - padding, high + padding, width - sum(columns) - 2 * len(columns))
     plot = axis.width
 
     def line(texts: Sequence[str], marks: str, style: str = "") -> Text:
@@ -187,8 +187,8 @@ def _of_sides(one: Explained, width: int) -> list[Text]:
     found, sides = one.judgement, {"base": one.base, "head": one.head}
     values = {name: np.array(side) for name, side in sides.items() if not isinstance(side, Summary) and side}
     ends = [end for name, side in sides.items() for end in _ends(side, values.get(name))]
-    room = 0.02 * (max(ends) - min(ends)) or 0.05 * abs(ends[0]) or 1.0
-    axis = PlotScale.within(min(ends) - room, max(ends) + room, width - 8)
+    padding = 0.02 * (max(ends) - min(ends)) or 0.05 * abs(ends[0]) or 1.0
+    axis = PlotScale.within(min(ends) - padding, max(ends) + padding, width - 8)
     lines = []
     for name, side in sides.items():
         if isinstance(side, Summary):

@@ -9,7 +9,7 @@
 The verdict comes first and what needs no action is folded, as in the comments of rust-lang/rustc-perf. A table has four
 columns, and the first gives way, so that a phone shows what matters; the others are in JSON and in the printed table.
 GitHub refuses a comment of more than 65,536 characters. So as many lines are shown, worst first, as fit, and the rest
-is counted: the verdict is over all of them, and the summary of the job has room for more.
+is counted: the verdict is over all of them, and the summary of the job holds more.
 
 Names, reasons and paths are text of somebody else: what a code host makes a link or a mention of is broken, as in any
 Markdown of this package (`report.markdown.escaped`), and here commits are, too.

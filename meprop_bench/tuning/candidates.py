@@ -18,10 +18,10 @@ from typing import Any
 from meprop_bench.stats import Interval
 from meprop_bench.tuning.arms import Arm, by_layer, first_of_each, leaving, scheduled
 from meprop_bench.tuning.budget import Budget
-from meprop_bench.tuning.judge import Finding, Standing
+from meprop_bench.tuning.judge import ArmResult, Standing
 from meprop_bench.tuning.outlook import TIMES, TIMES_LATE
 from meprop_bench.tuning.session import Question, Session
-from meprop_bench.tuning.timing import Clock, Costs, of_schedule
+from meprop_bench.tuning.timing import Costs, VirtualClock, of_schedule
 
 __all__ = ["BY_LAYER", "LEAST", "Candidates"]
 
@@ -46,7 +46,7 @@ class Candidates:
 
     def __init__(self, session: Session, question: Question) -> None:
         self._session, self._question = session, question
-        self.findings: dict[Arm, Finding] = {}
+        self.findings: dict[Arm, ArmResult] = {}
         """What was found of each arm."""
 
     def timed(self, costs: Costs, before: Sequence[Arm] = ()) -> list[Arm]:
@@ -80,29 +80,29 @@ class Candidates:
             self._replace_by_uniform([arm for arm in before if arm not in self.findings], clock)
         return [arm for arm in todo if arm not in self.findings]
 
-    def clock(self, costs: Costs) -> Clock | None:
+    def clock(self, costs: Costs) -> VirtualClock | None:
         """Return what tells virtual time; None where no step was timed."""
         if (stored := self._session.journal.settled.get("dense_s")) is not None:
-            return Clock(stored, costs)
+            return VirtualClock(stored, costs)
         dense = [found.dense_s for found in self._session.timings.values() if found.failed is None]
-        return Clock(statistics.median(dense), costs) if dense else None
+        return VirtualClock(statistics.median(dense), costs) if dense else None
 
-    def gain(self, arm: Arm, clock: Clock) -> Interval | None:
+    def gain(self, arm: Arm, clock: VirtualClock) -> Interval | None:
         """Return how much faster training by an arm is; None where its step has no time."""
         found = self._session.timings.get(arm)
         return None if found is None or found.failed is not None else clock.gain(found.speedup)
 
-    def _is_slow(self, arm: Arm, clock: Clock) -> bool:
+    def _is_slow(self, arm: Arm, clock: VirtualClock) -> bool:
         """Whether even the upper bound is below what is worth its trouble."""
         gain = self.gain(arm, clock)
         return gain is not None and (gain.high if gain.bounded else gain.estimate) < LEAST
 
-    def _useful(self, arms: Sequence[Arm], clock: Clock) -> list[Arm]:
+    def _useful(self, arms: Sequence[Arm], clock: VirtualClock) -> list[Arm]:
         """Return the arms whose step gains something, the fastest first."""
         found = [arm for arm in arms if (gain := self.gain(arm, clock)) is not None and gain.estimate >= LEAST]
         return sorted(found, key=lambda arm: -self._estimate(arm, clock))
 
-    def _moving(self, constant: Sequence[Arm], clock: Clock) -> list[Arm]:
+    def _moving(self, constant: Sequence[Arm], clock: VirtualClock) -> list[Arm]:
         """Return arms whose k moves: those that were asked for, and those of the group that gains most, between the k
         that gain anything.
         """
@@ -117,7 +117,7 @@ class Candidates:
                 self._session.timings[arm] = derived
         return found
 
-    def _varied(self, arms: list[Arm], clock: Clock, costs: Costs, budget: Budget) -> list[Arm]:
+    def _varied(self, arms: list[Arm], clock: VirtualClock, costs: Costs, budget: Budget) -> list[Arm]:
         """Time variants of the fastest arms: compiled, where the dense side is, and with small layers left dense.
 
         Return the arms, each variant that is as fast in the place of its arm: it trains alike, or nearer to dense.
@@ -133,13 +133,13 @@ class Candidates:
                 place[arm] = best
         return [place.get(arm, arm) for arm in arms]
 
-    def _faster(self, arm: Arm, variants: Sequence[Arm], clock: Clock, budget: Budget) -> Arm:
+    def _faster(self, arm: Arm, variants: Sequence[Arm], clock: VirtualClock, budget: Budget) -> Arm:
         """Return the variant that is as fast as an arm, or else the arm."""
         self._session.measure(variants, budget, wanted=False)
         fast = self._useful(variants, clock)[:1]
         return fast[0] if fast and self._estimate(fast[0], clock) >= self._estimate(arm, clock) else arm
 
-    def _estimate(self, arm: Arm, clock: Clock) -> float:
+    def _estimate(self, arm: Arm, clock: VirtualClock) -> float:
         gain = self.gain(arm, clock)
         assert gain is not None
         return gain.estimate
@@ -148,11 +148,11 @@ class Candidates:
         """Note the arm for which there is no time, or that computes something else; all others go on."""
         found = self._session.timings.get(arm)
         if found is None:
-            self.findings[arm] = Finding(arm, "left out", "its step is not timed")
+            self.findings[arm] = ArmResult(arm, "left out", "its step is not timed")
         elif found.failed is not None:
             self.out(arm, "left out" if found.unsure else "failed", found.failed)
 
-    def gaining(self, candidates: Sequence[Arm], clock: Clock) -> list[Arm]:
+    def gaining(self, candidates: Sequence[Arm], clock: VirtualClock) -> list[Arm]:
         """Return the arms whose step gains something, the fastest first."""
         alive = self._useful(candidates, clock)
         for arm in candidates:
@@ -163,7 +163,7 @@ class Candidates:
     def out(self, arm: Arm, standing: Standing, reason: str, **more: Any) -> None:
         """Note, and say, that an arm is out, and why."""
         found = self._session.timings.get(arm)
-        self.findings[arm] = replace(Finding(arm, standing, reason, found), **more)
+        self.findings[arm] = replace(ArmResult(arm, standing, reason, found), **more)
         self._session.say(f"{arm.label}: {standing}, {reason}")
 
     def joining(self, costs: Costs) -> int:
@@ -174,7 +174,7 @@ class Candidates:
             ks.setdefault(arm.family, set()).add(arm.k)
         return _MOST_BY_LAYER if self._question.variants and free > 1 and max(map(len, ks.values())) > 1 else 0
 
-    def variants(self, alive: Sequence[Arm], clock: Clock) -> list[Arm]:
+    def variants(self, alive: Sequence[Arm], clock: VirtualClock) -> list[Arm]:
         """Return variants with k by layer of the first arm that has some: those that promise most come first."""
         if self._session.budget.left_s < _ONE_GO_S:
             return []
@@ -185,7 +185,7 @@ class Candidates:
                 return found[:_MOST_BY_LAYER]
         return []
 
-    def by_layer(self, wanted: Sequence[Arm], alive: Sequence[Arm], clock: Clock) -> tuple[list[Arm], list[Arm]]:
+    def by_layer(self, wanted: Sequence[Arm], alive: Sequence[Arm], clock: VirtualClock) -> tuple[list[Arm], list[Arm]]:
         """Time variants with k by layer; return those that were, and of these those that are worth a training.
 
         One that is no faster than its larger k in all layers is not: that is nearer to dense.
@@ -200,7 +200,7 @@ class Candidates:
         self._replace_by_uniform(useful, clock)
         return timed, [arm for arm in useful if arm not in self.findings]
 
-    def _replace_by_uniform(self, arms: Sequence[Arm], clock: Clock) -> None:
+    def _replace_by_uniform(self, arms: Sequence[Arm], clock: VirtualClock) -> None:
         """Leave out arms with k by layer that are no faster than with their larger k in all layers."""
         for arm in arms:
             uniform = replace(arm, k=max(k for _, k in arm.ks), ks=())

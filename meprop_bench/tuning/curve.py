@@ -1,6 +1,6 @@
 """Time to quality: what dense and each arm reach in the same seconds, for several budgets of seconds.
 
-    steps of a side in budget T = T / seconds of one of its steps, with batches and evaluations (`timing.Clock`)
+    steps of a side in budget T = T / seconds of one of its steps, with batches and evaluations (`timing.VirtualClock`)
 
 Each training is one of its own: its learning rate, and its k where that moves, are fitted to its budget, since a
 training that is cut off in the middle of a schedule is nobody's. Dense and arm of a seed start from the same weights,
@@ -29,7 +29,7 @@ from meprop_bench.tuning.journal import Job, Journal
 from meprop_bench.tuning.judge import bounds, left_uncompiled
 from meprop_bench.tuning.outlook import TIMES, TIMES_LATE, nothing_timed
 from meprop_bench.tuning.session import Session
-from meprop_bench.tuning.timing import Clock, Costs, Timing
+from meprop_bench.tuning.timing import Costs, Timing, VirtualClock
 
 __all__ = ["Curve", "CurvePart", "Point", "joined", "time_to_quality"]
 
@@ -56,7 +56,7 @@ class Curve:
 
     points: tuple[Point, ...]  # budget by budget, dense first
     quality: Quality  # how figures are written
-    clock: Clock
+    clock: VirtualClock
     timings: Mapping[Arm, Timing]
     slow: tuple[Arm, ...]  # that gain nothing, and were not trained
     failed: Mapping[Arm, str]
@@ -76,7 +76,7 @@ class CurvePart:
 
     journal: Journal
     seeds: tuple[int, ...]
-    clock: Clock
+    clock: VirtualClock
     timings: Mapping[Arm, Timing]
     failed: Mapping[Arm, str]  # arms without a timing, and why there is none
     steps: Mapping[tuple[float, Arm | None], int]  # of dense, and of the arms that gain anything, in each budget
@@ -95,7 +95,7 @@ class CurvePart:
         sound = {arm: found for arm, found in timings.items() if found.failed is None}
         failed: dict[Arm, str] = {arm: found.failed for arm, found in timings.items() if found.failed is not None}
         dense_s = sorted(found.dense_s for found in sound.values())[len(sound) // 2]
-        clock = Clock(dense_s, costs)
+        clock = VirtualClock(dense_s, costs)
         if clock.steps(lengths[0]) < 1:
             raise UserError(
                 f"{duration(lengths[0])} is less than a step takes, {duration(clock.step_s())}: give longer ones"
@@ -143,7 +143,7 @@ def time_to_quality(
     trained here, where others train the rest; none for all.
 
     Raises:
-        UserError: a budget has no room for a step, there is none, or no arm could be timed.
+        UserError: a budget is too short for a step, there is none, or no arm could be timed.
 
     """
     lengths = sorted(set(budgets))

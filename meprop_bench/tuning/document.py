@@ -10,7 +10,7 @@ from meprop_bench.report.markdown import as_section, code_block, escaped
 from meprop_bench.report.sections import Section, plain_section
 from meprop_bench.tuning.advice import again, code_of
 from meprop_bench.tuning.curve import Curve, Point
-from meprop_bench.tuning.judge import Finding, bounds, front, interval_json, times
+from meprop_bench.tuning.judge import ArmResult, bounds, front, interval_json, times
 from meprop_bench.tuning.run import Result
 
 __all__ = ["advice", "as_json", "doubt", "drawn", "markdown", "tables"]
@@ -138,7 +138,7 @@ def _point(point: Point) -> dict[str, Any]:
     } | ({"steps_by_clock": list(point.clocks)} if point.clocks else {})
 
 
-def _speed(found: Finding) -> float:
+def _speed(found: ArmResult) -> float:
     timing = found.timing
     return 0.0 if timing is None or timing.failed else timing.speedup.estimate
 

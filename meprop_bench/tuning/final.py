@@ -7,11 +7,11 @@ from typing import Any
 
 from meprop_bench.tuning.arms import Arm
 from meprop_bench.tuning.candidates import Candidates
-from meprop_bench.tuning.halving import Plan, chance, expected
+from meprop_bench.tuning.halving import HalvingPlan, chance, expected
 from meprop_bench.tuning.journal import Job
 from meprop_bench.tuning.judge import judged
 from meprop_bench.tuning.session import Question, Session
-from meprop_bench.tuning.timing import Clock
+from meprop_bench.tuning.timing import VirtualClock
 
 __all__ = ["FEWEST_SEEDS", "MOST_SEEDS", "Final"]
 
@@ -40,8 +40,8 @@ class Final:
         candidates: Candidates,
         *,
         passes: list[dict[str, Any]],
-        clock: Clock,
-        plan: Plan,
+        clock: VirtualClock,
+        plan: HalvingPlan,
         promise: Mapping[Arm, tuple[int, float]],
         margin: Callable[[], float],
     ) -> None:

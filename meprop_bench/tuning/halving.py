@@ -30,8 +30,21 @@ from typing import Any, Self, TypeVar
 from meprop_bench.stats import Estimate, Interval, clear_of, median
 
 __all__ = [
-    "FINALISTS", "SAFETY", "Pace", "Plan", "Rung", "chance", "choose", "enough", "expected", "expected_best", "few",
-    "hopeless", "needed", "planned", "round_down",
+    "FINALISTS",
+    "SAFETY",
+    "HalvingPlan",
+    "Pace",
+    "Rung",
+    "chance",
+    "choose",
+    "enough",
+    "expected",
+    "expected_best",
+    "few",
+    "hopeless",
+    "needed",
+    "planned",
+    "round_down",
 ]  # fmt: skip
 
 FINALISTS = 2
@@ -83,7 +96,7 @@ class Rung:
 
 
 @dataclass(frozen=True)
-class Plan:
+class HalvingPlan:
     """What a search will train."""
 
     rungs: tuple[Rung, ...]
@@ -112,7 +125,7 @@ def planned(
     steps: int | None = None,
     seeds: int | None = None,
     joining: int = 0,
-) -> Plan:
+) -> HalvingPlan:
     """Return the plan for so many arms.
 
     Args:
@@ -132,9 +145,9 @@ def planned(
         fitting = round_down((SAFETY * seconds - trainings * pace.overhead_s) / (length * pace.step_s))
         if steps is not None:
             if fitting >= steps or count in (seeds, _FINAL_SEEDS[-1]):
-                return Plan(rungs, _fresh(count), steps, share, joining)
+                return HalvingPlan(rungs, _fresh(count), steps, share, joining)
         elif fitting >= min(whole, _ENOUGH_STEPS.get(count, 0)) or seeds is not None:
-            return Plan(rungs, _fresh(count), min(whole, max(_FEWEST_STEPS, fitting)), share, joining)
+            return HalvingPlan(rungs, _fresh(count), min(whole, max(_FEWEST_STEPS, fitting)), share, joining)
     raise AssertionError("unreachable: the last number of seeds is taken whatever it costs")
 
 

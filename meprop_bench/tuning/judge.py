@@ -32,8 +32,18 @@ from meprop_bench.tuning.arms import Arm, Layer
 from meprop_bench.tuning.timing import Timing
 
 __all__ = [
-    "OPEN", "Decision", "Finding", "Metric", "Standing", "bounds", "decide", "front", "interval_json", "judged",
-    "left_uncompiled", "times",
+    "OPEN",
+    "ArmResult",
+    "Decision",
+    "Metric",
+    "Standing",
+    "bounds",
+    "decide",
+    "front",
+    "interval_json",
+    "judged",
+    "left_uncompiled",
+    "times",
 ]  # fmt: skip
 
 
@@ -66,7 +76,7 @@ _CODES = {"take": ExitCode.OK, "dense": ExitCode.OK, "undecided": ExitCode.INCON
 
 
 @dataclass(frozen=True)
-class Finding:
+class ArmResult:
     """What was found of one arm."""
 
     arm: Arm
@@ -157,13 +167,13 @@ def judged(
     dense_steps: int,
     equal_steps: Sequence[float],
     equal_time: Sequence[float],
-) -> Finding:
+) -> ArmResult:
     """Judge an arm by its differences from dense at equal steps and at equal time, one for each seed."""
 
     seeds = min(len(equal_steps), len(equal_time))
 
-    def found(standing: Standing, reason: str) -> Finding:
-        return Finding(arm, standing, reason, timing, gain, steps, seeds, at_steps, dense_steps, at_time)
+    def found(standing: Standing, reason: str) -> ArmResult:
+        return ArmResult(arm, standing, reason, timing, gain, steps, seeds, at_steps, dense_steps, at_time)
 
     at_steps, at_time = (mean_interval(each, confidence) if each else None for each in (equal_steps, equal_time))
     if at_steps is None or at_time is None or not (at_steps.bounded and at_time.bounded):
@@ -183,10 +193,10 @@ def judged(
 
 
 def decide(
-    findings: Iterable[Finding],
+    findings: Iterable[ArmResult],
     metric: Metric,
     layers: Sequence[Layer] = (),
-    more: Callable[[Finding | None], str] = lambda _: " A larger --budget with --resume may decide.",
+    more: Callable[[ArmResult | None], str] = lambda _: " A larger --budget with --resume may decide.",
 ) -> Decision:
     """Return the answer to all findings.
 
@@ -214,7 +224,7 @@ def left_uncompiled(timings: Iterable[Timing | None]) -> str:
     return f" {text[0].upper()}{text[1:]}."
 
 
-def front(findings: Iterable[Finding]) -> list[Arm]:
+def front(findings: Iterable[ArmResult]) -> list[Arm]:
     """Return the arms than which none is both faster and better, by their estimates; dense is (1, 0) among them.
 
     Of the arms that were trained in full length, since a difference after fewer steps is another one.
@@ -244,12 +254,12 @@ def bounds(difference: Interval, quality: Quality) -> str:
     return f"{quality.change(difference.estimate)} [{low}, {high}]"
 
 
-def _speed(found: Finding) -> float:
+def _speed(found: ArmResult) -> float:
     assert found.gain is not None
     return found.gain.estimate
 
 
-def _step(found: Finding) -> str:
+def _step(found: ArmResult) -> str:
     """Return how fast its step is, and training where that is not the same."""
     assert found.timing is not None
     assert found.gain is not None
@@ -258,13 +268,13 @@ def _step(found: Finding) -> str:
     return f"a step is {times(step)}{besides}"
 
 
-def _quality(found: Finding, metric: Metric) -> str:
+def _quality(found: ArmResult, metric: Metric) -> str:
     assert found.equal_steps is not None
     of = f"after {found.steps:,} steps, {_count(found.seeds, 'seed')}"
     return f"{metric.name} {bounds(found.equal_steps, metric.quality)} {of}"
 
 
-def _at_equal_time(found: Finding, metric: Metric) -> str:
+def _at_equal_time(found: ArmResult, metric: Metric) -> str:
     if found.equal_time is None:
         return ""
     ahead, behind = clear_of(found.equal_time.low, found.equal_time.high, 0.0)
@@ -274,7 +284,7 @@ def _at_equal_time(found: Finding, metric: Metric) -> str:
     return f" At equal time, {against}, {what}: {bounds(found.equal_time, metric.quality)}{then}."
 
 
-def _take(best: Finding, metric: Metric, layers: Sequence[Layer]) -> str:
+def _take(best: ArmResult, metric: Metric, layers: Sequence[Layer]) -> str:
     return (
         f"Take {best.arm.label}{_on(best.arm, layers)}: {_step(best)}, {_quality(best, metric)}: passes at "
         f"{metric.margin:.4g}.{_at_equal_time(best, metric)}"
@@ -293,10 +303,10 @@ def _on(arm: Arm, layers: Sequence[Layer]) -> str:
 
 
 def _undecided(
-    still_open: Sequence[Finding],
-    found: Sequence[Finding],
+    still_open: Sequence[ArmResult],
+    found: Sequence[ArmResult],
     metric: Metric,
-    more: Callable[[Finding | None], str],
+    more: Callable[[ArmResult | None], str],
 ) -> str:
     tried = [each for each in still_open if each.standing == "inconclusive"]
     if tried:
@@ -315,7 +325,7 @@ def _undecided(
     return f"Undecided: the budget ended before {open_arms} could be judged{others}.{more(None)}"
 
 
-def _dense(found: Sequence[Finding], metric: Metric) -> str:
+def _dense(found: Sequence[ArmResult], metric: Metric) -> str:
     behind = [each for each in found if each.standing == "behind"]
     ahead = [each for each in found if each.standing == "worse" and each.equal_time and each.equal_time.low > 0]
     if behind:
@@ -340,12 +350,12 @@ def _dense(found: Sequence[Finding], metric: Metric) -> str:
     return head + _rest([each for each in found if each not in ahead], metric)
 
 
-def _rest(found: Sequence[Finding], metric: Metric) -> str:
+def _rest(found: Sequence[ArmResult], metric: Metric) -> str:
     text = _reasons(found, metric).removeprefix("; ")
     return f" Of the arms {text}." if text else ""
 
 
-def _reasons(found: Sequence[Finding], metric: Metric) -> str:
+def _reasons(found: Sequence[ArmResult], metric: Metric) -> str:
     """Return how many arms there are for each reason."""
     early = max((each.steps or 0 for each in found if each.standing == "hopeless"), default=0)
     after = f"{metric.margin:.4g}" + (f" in {early:,} steps" if early else "")

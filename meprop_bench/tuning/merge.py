@@ -26,14 +26,14 @@ from meprop_bench.results.schema import Row
 from meprop_bench.results.store import Store, replace_file
 from meprop_bench.tuning.arms import Arm
 from meprop_bench.tuning.curve import Curve, CurvePart, joined
-from meprop_bench.tuning.halving import Plan
+from meprop_bench.tuning.halving import HalvingPlan
 from meprop_bench.tuning.journal import SETTLED, TRAININGS, Journal, line_of
-from meprop_bench.tuning.judge import Decision, Finding, decide, judged
+from meprop_bench.tuning.judge import ArmResult, Decision, decide, judged
 from meprop_bench.tuning.outlook import nothing_timed
-from meprop_bench.tuning.run import Request, Result
+from meprop_bench.tuning.run import Result, TuneRequest
 from meprop_bench.tuning.search import Answer
 from meprop_bench.tuning.shards import FOUND, ShardFindings, key_of, level_of, own_seeds
-from meprop_bench.tuning.timing import Clock, Costs, Timing
+from meprop_bench.tuning.timing import Costs, Timing, VirtualClock
 
 __all__ = ["TuningShards"]
 
@@ -53,7 +53,7 @@ class TuningShards:
 
     def __init__(self, shards: Shards) -> None:
         self._shards = shards
-        self._request = _read("the shards' plan", partial(Request.from_json, shards.plan))
+        self._request = _read("the shards' plan", partial(TuneRequest.from_json, shards.plan))
         self.unit = "seed" if self._request.budgets else "arm"
         self._journals = {index: Journal(store.folder, write=False) for index, (store, _) in shards.found.items()}
         self._check_alike("the metric or the data", self._settled("task"))
@@ -197,7 +197,7 @@ class TuningShards:
                  for index, found in self._found.items() for each in found.findings}  # fmt: skip
         of_arm = {finding.arm: index for finding, index in owner.items()}
 
-        def more(finding: Finding | None) -> str:
+        def more(finding: ArmResult | None) -> str:
             if finding is not None and self._request.seeds is not None:
                 return " More --seeds may decide, in all shards anew."
             where = "the shards" if finding is None else f"shard {self._shards.found[owner[finding]][1].shard}"
@@ -210,7 +210,7 @@ class TuningShards:
         index = next(iter(clocks), None) if decision.arm is None else of_arm[decision.arm]
         clock, plan = (None, None) if index is None else (clocks.get(index), self._last_plan(index))
         left_out = tuple(name for found in self._found.values() for name in found.left_out)
-        missing = (Finding(arm, "left out", "its shard is missing") for arm in self._missing)
+        missing = (ArmResult(arm, "left out", "its shard is missing") for arm in self._missing)
         return Answer(decision, (*owner, *missing), metric, clock, plan, left_out)
 
     @property
@@ -218,7 +218,7 @@ class TuningShards:
         arms = self._request.arms(rows=bool(self._task["rows"]))
         return [arm for arm in arms if key_of(arm) not in self.done]
 
-    def _over_all(self, decision: Decision, owner: Mapping[Finding, int]) -> Decision:
+    def _over_all(self, decision: Decision, owner: Mapping[ArmResult, int]) -> Decision:
         """Return a decision over what there is as one over all: some arms are missing, or had another dense side."""
         kind, sentence, missing = decision.kind, decision.sentence, len(self._missing)
         if decision.arm is not None:
@@ -237,18 +237,18 @@ class TuningShards:
             kind, sentence = "undecided", f"Undecided: {count} {of} missing. Of the others: {sentence}"
         return Decision(kind, sentence, decision.arm)
 
-    def _clock(self, index: int) -> Clock | None:
+    def _clock(self, index: int) -> VirtualClock | None:
         dense_s, costs = self._journals[index].settled.get("dense_s"), self._costs.get(index)
-        return None if dense_s is None or costs is None else Clock(dense_s, costs)
+        return None if dense_s is None or costs is None else VirtualClock(dense_s, costs)
 
-    def _passes(self, index: int) -> list[tuple[Plan, list[tuple[Arm, int]]]]:
+    def _passes(self, index: int) -> list[tuple[HalvingPlan, list[tuple[Arm, int]]]]:
         """Return the plan of each pass of a shard's search, and its looks: an arm, and how many seeds."""
         return _read(self._where(index), partial(_passes_of, self._journals[index].settled.get("passes", ())))
 
-    def _last_plan(self, index: int) -> Plan | None:
+    def _last_plan(self, index: int) -> HalvingPlan | None:
         return next((plan for plan, _ in reversed(self._passes(index))), None)
 
-    def _again(self, index: int, finding: Finding, margin: float) -> Finding:
+    def _again(self, index: int, finding: ArmResult, margin: float) -> ArmResult:
         """Judge an arm by what its shard trained, at the shard's own level; what stopped earlier stays as it is."""
         if finding.standing not in ("pass", "behind", "worse", "inconclusive"):
             return finding
@@ -274,7 +274,7 @@ class TuningShards:
             equal_time=pairs[1],
         )
 
-    def _changed(self, index: int, finding: Finding) -> UserError:
+    def _changed(self, index: int, finding: ArmResult) -> UserError:
         return contradiction(
             f"{self._where(index)} judges {finding.arm.label} by trainings that are not there: the folder was changed;"
             " go on with the shard (--resume), or leave it out"
@@ -303,7 +303,7 @@ class TuningShards:
         return Result(request, store, str(self._task["metric"]), answer, curve)
 
 
-def _baseline(finding: Finding) -> str:
+def _baseline(finding: ArmResult) -> str:
     return (finding.timing and finding.timing.baseline) or ""
 
 
@@ -311,9 +311,12 @@ def _timings_of(stored: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]) -
     return {Arm.from_json(arm): Timing.from_json(timing) for arm, timing in stored}
 
 
-def _passes_of(stored: Iterable[Mapping[str, Any]]) -> list[tuple[Plan, list[tuple[Arm, int]]]]:
+def _passes_of(stored: Iterable[Mapping[str, Any]]) -> list[tuple[HalvingPlan, list[tuple[Arm, int]]]]:
     return [
-        (Plan.from_json(each["plan"]), [(Arm.from_json(look["arm"]), look["seeds"]) for look in each.get("looks", ())])
+        (
+            HalvingPlan.from_json(each["plan"]),
+            [(Arm.from_json(look["arm"]), look["seeds"]) for look in each.get("looks", ())],
+        )
         for each in stored
     ]
 

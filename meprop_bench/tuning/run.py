@@ -1,6 +1,6 @@
 """A search as it is asked for: by `meprop-bench tune`, by `meprop-bench parity --budgets`, and in Python.
 
-request = Request(Recipe("mnist", schedule="cosine"), margin=0.5)
+request = TuneRequest(Recipe("mnist", schedule="cosine"), margin=0.5)
 result = request.run(store, seconds_of("20m"))
 print(result.sentence)
 """
@@ -42,7 +42,7 @@ from meprop_bench.tuning.shards import (
     units_of,
 )
 
-__all__ = ["Request", "Result", "Watcher", "folder_name"]
+__all__ = ["Result", "TuneRequest", "Watcher", "folder_name"]
 
 _FOR_REAL = 0.8
 """Share of the budget that the search has where a run by the real clock follows it."""
@@ -65,7 +65,7 @@ class Watcher:
 
 
 @dataclass(frozen=True)
-class Request:
+class TuneRequest:
     """What to tune, and how; `UserError` for a value that is not allowed."""
 
     recipe: Recipe  # dense
@@ -277,7 +277,7 @@ class Request:
 class Result:
     """What came of it: either the answer of a search, or a curve."""
 
-    request: Request
+    request: TuneRequest
     store: Store
     metric: str
     answer: Answer | None
@@ -312,7 +312,7 @@ class Result:
         return self.sentence
 
 
-def folder_name(request: Request) -> str:
+def folder_name(request: TuneRequest) -> str:
     """Return what its results folders are called, besides the date and the machine."""
     task = re.sub(r"[^A-Za-z0-9.]+", "-", Path(request.recipe.task).name).strip("-")
     return f"tune-{'curve-' if request.budgets else ''}{task}"

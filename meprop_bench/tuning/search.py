@@ -29,12 +29,23 @@ from meprop_bench.tuning.arms import Arm
 from meprop_bench.tuning.budget import Budget
 from meprop_bench.tuning.candidates import BY_LAYER, Candidates
 from meprop_bench.tuning.final import FEWEST_SEEDS, MOST_SEEDS, Final
-from meprop_bench.tuning.halving import Pace, Plan, Rung, chance, choose, enough, expected, hopeless, needed, planned
+from meprop_bench.tuning.halving import (
+    HalvingPlan,
+    Pace,
+    Rung,
+    chance,
+    choose,
+    enough,
+    expected,
+    hopeless,
+    needed,
+    planned,
+)
 from meprop_bench.tuning.journal import Job
-from meprop_bench.tuning.judge import Decision, Finding, Metric, decide
+from meprop_bench.tuning.judge import ArmResult, Decision, Metric, decide
 from meprop_bench.tuning.outlook import TIMES, Outlook, first_pace, nothing_timed
 from meprop_bench.tuning.session import Question, Session
-from meprop_bench.tuning.timing import Clock, Costs
+from meprop_bench.tuning.timing import Costs, VirtualClock
 
 __all__ = ["Answer", "Search"]
 
@@ -47,7 +58,7 @@ _NEVER_AGAIN = ("slow", "failed", "replaced")
 """Standings of arms that longer trainings make no better."""
 
 
-def _nearest(findings: Sequence[Finding], count: int) -> list[Arm]:
+def _nearest(findings: Sequence[ArmResult], count: int) -> list[Arm]:
     """Return the arms that lost least, in what was trained of them."""
     found = sorted(findings, key=lambda each: -each.equal_steps.estimate if each.equal_steps else math.inf)
     return [each.arm for each in found[:count]]
@@ -58,10 +69,10 @@ class Answer:
     """What came of a search."""
 
     decision: Decision
-    findings: tuple[Finding, ...]  # one for each arm
+    findings: tuple[ArmResult, ...]  # one for each arm
     metric: Metric
-    clock: Clock | None  # None where no step could be timed
-    plan: Plan | None
+    clock: VirtualClock | None  # None where no step could be timed
+    plan: HalvingPlan | None
     left_out: tuple[str, ...]  # what the budget left no time for
 
 
@@ -186,11 +197,11 @@ class Search:
     def _margin(self, steps: int) -> float:
         return self._metric(steps).margin
 
-    def _plan(self, number: int, arms: int, clock: Clock) -> Plan | None:
+    def _plan(self, number: int, arms: int, clock: VirtualClock) -> HalvingPlan | None:
         """Return what will be trained: settled once, since it depends on the time that is left."""
         if number < len(self._passes):
             stored = self._passes[number]["plan"]
-            return Plan.from_json(stored)
+            return HalvingPlan.from_json(stored)
         session, costs = self._session, clock.costs
         probe = min(costs.whole, max(_PROBE[0], min(_PROBE[1], int(_PROBE_S / clock.step_s()))))
         session.train([Job(None, 1 + process, probe) for process in range(session.machine.processes)], session.budget)
@@ -223,7 +234,9 @@ class Search:
         most = max((look["seeds"] for look in settled.get("looks", ())), default=0)
         return int(planned[0]) + max(len(planned), most) - 1
 
-    def _planned(self, arms: int, pace: Pace, costs: Costs, steps: int | None = None, seeds: int | None = None) -> Plan:
+    def _planned(
+        self, arms: int, pace: Pace, costs: Costs, steps: int | None = None, seeds: int | None = None
+    ) -> HalvingPlan:
         joining = self._candidates.joining(costs)
         sizes = {"steps": self._question.steps or steps, "seeds": self._question.seeds or seeds}
         return planned(arms, seconds=self._left_s(joining), pace=pace, whole=costs.whole, joining=joining, **sizes)
@@ -239,7 +252,7 @@ class Search:
         """Return the seconds that are left for trainings, of all processes together."""
         return self._session.budget.left_s * self._session.machine.processes * (1 - BY_LAYER * bool(joining))
 
-    def _finalists(self, number: int, alive: list[Arm], clock: Clock, plan: Plan) -> list[Arm]:
+    def _finalists(self, number: int, alive: list[Arm], clock: VirtualClock, plan: HalvingPlan) -> list[Arm]:
         """Return the arms to be judged, in this order, chosen on the rungs; settled once, as fresh seeds follow."""
         begun = "looks" in self._passes[number]
         share = plan.screening * 1.1 + BY_LAYER * bool(plan.joining)
@@ -250,7 +263,7 @@ class Search:
                 alive += self._joined(number, alive, clock)
         return alive
 
-    def _joined(self, number: int, alive: Sequence[Arm], clock: Clock) -> list[Arm]:
+    def _joined(self, number: int, alive: Sequence[Arm], clock: VirtualClock) -> list[Arm]:
         """Return the variants with k by layer that join: settled once they are timed, as what is trained follows."""
         settled = self._passes[number]
         stored = settled.get("by_layer")
@@ -289,7 +302,9 @@ class Search:
             self._warned = True
             self._session.say(line)
 
-    def _more(self, found: Finding | None, findings: Sequence[Finding], plan: Plan | None, costs: Costs) -> str:
+    def _more(
+        self, found: ArmResult | None, findings: Sequence[ArmResult], plan: HalvingPlan | None, costs: Costs
+    ) -> str:
         """Return the sentence that says what would decide."""
         question, pace = self._question, self._session.pace() or first_pace(costs)
         if pace is None:
@@ -308,7 +323,9 @@ class Search:
             fixed=question.seeds is not None, level=question.level,
         )  # fmt: skip
 
-    def _rung(self, rung: Rung, alive: list[Arm], clock: Clock, plan: Plan, budget: Budget | None) -> list[Arm]:
+    def _rung(
+        self, rung: Rung, alive: list[Arm], clock: VirtualClock, plan: HalvingPlan, budget: Budget | None
+    ) -> list[Arm]:
         """Train a rung, and return the arms that go on."""
         steps = rung.steps(plan.steps)
         if len(alive) <= rung.survivors:

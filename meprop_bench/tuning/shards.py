@@ -22,7 +22,7 @@ from meprop_bench.results.shards import ShardOf
 from meprop_bench.stats import LEVEL
 from meprop_bench.tuning.arms import Arm
 from meprop_bench.tuning.curve import Curve
-from meprop_bench.tuning.judge import Decision, Finding, Metric
+from meprop_bench.tuning.judge import ArmResult, Decision, Metric
 from meprop_bench.tuning.search import Answer
 
 __all__ = [
@@ -80,7 +80,7 @@ def _said(part: ShardOf, unit: str) -> str:
 class ShardFindings:
     """What a search found of a shard's arms, as its folder keeps it."""
 
-    findings: tuple[Finding, ...]
+    findings: tuple[ArmResult, ...]
     metric: Metric
     left_out: tuple[str, ...]
 
@@ -104,7 +104,7 @@ class ShardFindings:
         """Return what a JSON object says; KeyError, TypeError or ValueError for what is none."""
         metric = record["metric"]
         return cls(
-            tuple(map(Finding.from_json, record["findings"])),
+            tuple(map(ArmResult.from_json, record["findings"])),
             Metric(metric["name"], metric["margin"], Quality(metric["percent"], metric["scale"])),
             tuple(record["left_out"]),
         )

@@ -9,7 +9,8 @@ it makes a method's gain smaller, and it counts.
 So trainings can run side by side on a busy machine, and the same search gives the same answer again. What it leaves out
 (caches that the evaluation cools, a processor that grows hot) a run by the real clock shows.
 
-The honest opponent of an arm is dense training in the same seconds: `Clock.opponent` says how many steps that is.
+The honest opponent of an arm is dense training in the same seconds: `VirtualClock.opponent` says how many steps
+these are.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any, Self
 from meprop_bench.stats import Interval
 from meprop_bench.tuning.arms import Arm, Layer
 
-__all__ = ["Clock", "Costs", "Timing", "of_schedule"]
+__all__ = ["Costs", "Timing", "VirtualClock", "of_schedule"]
 
 _POINTS = 64
 """Of a schedule, between which the time is taken to be linear."""
@@ -90,7 +91,7 @@ class Costs:
 
 
 @dataclass(frozen=True)
-class Clock:
+class VirtualClock:
     """Tells virtual time."""
 
     dense_s: float  # of a dense step

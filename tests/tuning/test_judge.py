@@ -7,20 +7,20 @@ import pytest
 from meprop_bench.report.quality import POINTS, Quality
 from meprop_bench.stats import Interval
 from meprop_bench.tuning.arms import Arm, Layer
-from meprop_bench.tuning.judge import Finding, Metric, bounds, decide, front, judged
+from meprop_bench.tuning.judge import ArmResult, Metric, bounds, decide, front, judged
 from meprop_bench.tuning.timing import Timing
 
 ARM = Arm("unified", 0.08, "rows")
 LAYERS = tuple(Layer(f"layer{number}", 100, converted=number < 10) for number in range(12))
 
 
-def found(equal_steps: list[float], equal_time: list[float], *, arm: Arm = ARM, speed: float = 1.42) -> Finding:
+def found(equal_steps: list[float], equal_time: list[float], *, arm: Arm = ARM, speed: float = 1.42) -> ArmResult:
     ratio = Interval(speed, speed - 0.04, speed + 0.04)
     settings: dict[str, Any] = {"margin": 0.5, "confidence": 0.95, "steps": 1200, "dense_steps": 845}
     return judged(arm, Timing(ratio, 0.01), ratio, **settings, equal_steps=equal_steps, equal_time=equal_time)
 
 
-def decision(*findings: Finding) -> Any:
+def decision(*findings: ArmResult) -> Any:
     return decide(findings, Metric("accuracy", 0.5), LAYERS)
 
 
@@ -63,9 +63,9 @@ def test_of_several_that_pass_the_fastest_is_taken() -> None:
 
 
 def test_one_that_passes_decides_though_others_are_open() -> None:
-    other = Finding(Arm("meprop", 0.1), "outranked", "others are expected to save more")
+    other = ArmResult(Arm("meprop", 0.1), "outranked", "others are expected to save more")
     assert decision(other, found([-0.2, -0.1, 0.0], [0.2, 0.3, 0.4])).kind == "take"
-    untried = Finding(Arm("meprop", 0.1), "left out", "its step is not timed")
+    untried = ArmResult(Arm("meprop", 0.1), "left out", "its step is not timed")
     taken = decision(untried, found([-0.2, -0.1, 0.0], [0.2, 0.3, 0.4]))
     assert taken.sentence.endswith(" 1 arm was not tried, for lack of time.")
     assert decision(other).kind == "undecided"
@@ -77,16 +77,16 @@ def test_one_that_passes_decides_though_others_are_open() -> None:
 def test_stay_dense_has_a_reason_for_each_arm() -> None:
     slow = Interval(1.0, 0.98, 1.03)
     findings = (
-        Finding(Arm("meprop", 0.1), "slow", "no gain", gain=slow),
-        Finding(Arm("meprop", 0.2), "hopeless", "loses", steps=500),
-        Finding(Arm("meprop", 0.3), "hopeless", "loses", steps=1000),
-        Finding(Arm("meprop", 0.4), "failed", "its check"),
+        ArmResult(Arm("meprop", 0.1), "slow", "no gain", gain=slow),
+        ArmResult(Arm("meprop", 0.2), "hopeless", "loses", steps=500),
+        ArmResult(Arm("meprop", 0.3), "hopeless", "loses", steps=1000),
+        ArmResult(Arm("meprop", 0.4), "failed", "its check"),
     )
     assert decision(*findings).sentence == (
         "Stay dense: nothing within a margin of 0.5 is faster than 1.03x. Of the arms 1 gains nothing, 2 lose more "
         "than 0.5 in 1,000 steps, 1 failed."
     )
-    assert decision(Finding(ARM, "hopeless", "loses")).sentence.startswith(
+    assert decision(ArmResult(ARM, "hopeless", "loses")).sentence.startswith(
         "Stay dense: nothing within a margin of 0.5 is faster than dense."
     )
 

@@ -26,9 +26,9 @@ from meprop_bench.tuning.arms import Arm
 from meprop_bench.tuning.budget import Budget
 from meprop_bench.tuning.curve import CurvePart, joined
 from meprop_bench.tuning.journal import Journal, Trained
-from meprop_bench.tuning.judge import Finding
+from meprop_bench.tuning.judge import ArmResult
 from meprop_bench.tuning.merge import TuningShards
-from meprop_bench.tuning.run import Request
+from meprop_bench.tuning.run import TuneRequest
 from meprop_bench.tuning.shards import key_of
 from meprop_bench.tuning.timing import Costs, Timing
 from tests.results.test_merge import ENV, row
@@ -471,7 +471,7 @@ def test_what_was_merged_is_a_search_s_folder(
 def test_what_was_merged_is_not_gone_on_with(tune: Run, folders: list[str], tmp_path: Path) -> None:
     assert run(["merge", *folders, "--out", str(tmp_path / "all")]) == ExitCode.OK
     with Store.open(tmp_path / "all", write=True) as store, pytest.raises(UserError, match="was merged from shards"):
-        Request(Recipe("digits", schedule="cosine")).run(store, 600.0)
+        TuneRequest(Recipe("digits", schedule="cosine")).run(store, 600.0)
 
 
 def test_the_real_clock_is_no_shard_s(tune: Run) -> None:
@@ -480,7 +480,7 @@ def test_the_real_clock_is_no_shard_s(tune: Run) -> None:
 
 
 def test_the_split_is_by_method_and_k_whatever_goes_with_them() -> None:
-    request = Request(Recipe("digits"))
+    request = TuneRequest(Recipe("digits"))
     parts = [request.sharded(Shard(index, 5)).part for index in range(1, 6)]
     own = [part.own for part in parts if part is not None]
     keys = {key_of(arm) for arm in request.arms(rows=True)}
@@ -491,10 +491,10 @@ def test_the_split_is_by_method_and_k_whatever_goes_with_them() -> None:
 
 def test_findings_are_what_they_were_when_they_are_read_again() -> None:
     gain, seen = Interval(1.5, 1.4, 1.6), Interval(0.1, -0.2, 0.4)
-    full = Finding(Arm("unified", 0.25, "rows"), "pass", "passes", Timing(gain, 0.01, case_id="a"), gain, 100, 5, seen,
-                   67, seen)  # fmt: skip
-    for finding in (full, Finding(Arm("meprop", 8), "left out", "its step is not timed")):
-        assert Finding.from_json(json.loads(json.dumps(finding.to_json()))) == finding
+    full = ArmResult(Arm("unified", 0.25, "rows"), "pass", "passes", Timing(gain, 0.01, case_id="a"), gain, 100, 5,
+                     seen, 67, seen)  # fmt: skip
+    for finding in (full, ArmResult(Arm("meprop", 8), "left out", "its step is not timed")):
+        assert ArmResult.from_json(json.loads(json.dumps(finding.to_json()))) == finding
 
 
 def test_shards_are_read_and_not_written(tune: Run, folders: list[str]) -> None:
@@ -516,7 +516,7 @@ def test_shards_are_read_and_not_written(tune: Run, folders: list[str]) -> None:
     ],
 )
 def test_a_plan_asks_for_what_was_asked(asked: dict[str, Any]) -> None:
-    request = Request(Recipe("digits", {"hidden": 16}, schedule="cosine"), **asked)
-    again = Request.from_json(json.loads(json.dumps(request.to_json())))
+    request = TuneRequest(Recipe("digits", {"hidden": 16}, schedule="cosine"), **asked)
+    again = TuneRequest.from_json(json.loads(json.dumps(request.to_json())))
     assert again == request
     assert again.arms(rows=True) == request.arms(rows=True)

@@ -4,7 +4,7 @@ import pytest
 
 from meprop_bench.stats import Interval
 from meprop_bench.tuning.arms import Arm
-from meprop_bench.tuning.timing import Clock, Costs, Timing, of_schedule
+from meprop_bench.tuning.timing import Costs, Timing, VirtualClock, of_schedule
 
 
 def timing(speedup: float) -> Timing:
@@ -12,7 +12,7 @@ def timing(speedup: float) -> Timing:
 
 
 def test_batches_and_evaluations_count_on_both_sides() -> None:
-    clock = Clock(0.010, Costs(batch_s=0.002, evaluation_s=0.3, per_epoch=100, whole=1000))
+    clock = VirtualClock(0.010, Costs(batch_s=0.002, evaluation_s=0.3, per_epoch=100, whole=1000))
     assert clock.step_s() == pytest.approx(0.015)
     assert clock.step_s(2.0) == pytest.approx(0.010)
     assert clock.steps(30.0) == 2000

@@ -38,9 +38,9 @@ def drawn(found: Judgement, past: Sequence[PastRun], bound: float, width: int) -
     interval = found.change if found.change is not None and found.change.bounded else None
     ratios = [1.0, bound, *(one.ratio for one in runs)]
     low, high = _log(min(ratios)), _log(max(ratios))
-    room = max(0.05 * (high - low), 0.002)
+    padding = max(0.05 * (high - low), 0.002)
     sizes = (_NAME, _VALUE, _RATIO) if wide else (_NAME, _RATIO)
-    axis = PlotScale.within(low - room, high + room, width - sum(sizes) - 2 * len(sizes))
+    axis = PlotScale.within(low - padding, high + padding, width - sum(sizes) - 2 * len(sizes))
 
     def line(name: str, value: str, ratio: str, marks: Sequence[str] | str, style: str = "") -> Text:
         cells = [f"{value:>{_VALUE}}"] if wide else []
