@@ -51,7 +51,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(
     own_model: Callable[..., str], folder: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch, verb: str, lines: str, name: str, message: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("meprop_bench.sweep.models._SILENT_S", 600.0)  # however busy the machine is
+    monkeypatch.setattr("meprop_bench.sweep.waiting._SILENT_S", 600.0)  # however busy the machine is
     name = name.format(file=own_model(lines).removesuffix(":build"))
     assert cli.run([verb, "--model", name, *_QUICK]) == ExitCode.USAGE
     out, err = capsys.readouterr()

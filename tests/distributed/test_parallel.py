@@ -217,7 +217,7 @@ def case_neurons_without_a_gradient(rank):
         same(dense_of(model), averaged(plain, parts))
         is_same_everywhere(rank, model)
         counts.update(itertools.chain(*bucket.rows))
-        assert bucket._early.room == [16, 16]
+        assert bucket._early.capacity == [16, 16]
         if step:
             assert parallel.bytes_sent.rows == (rank.size - 1) * 4 * 16 * (37 + 13)
         parallel.zero_grad()

@@ -288,13 +288,13 @@ def test_progress_and_checkpoints_follow_the_clock(tmp_path):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Recipe("clusters", optimizer="adm"), "no optimizer 'adm'"),
+        (lambda: Recipe("clusters", optimizer="adm"), "unknown optimizer 'adm': did you mean 'adam'"),
         (lambda: Recipe("clusters", epochs=0), "epochs must be an integer of at least 1, not 0"),
         (lambda: Recipe("clusters", steps=0), "steps must be"),
         (lambda: run(Clusters(), Recipe("clusters"), -1), "seed must be"),
         (lambda: Recipe("clusters", evaluations=True), "evaluations must be"),
         (lambda: Recipe("clusters", epochs=3, best_after=3), "best-after 3 leaves no evaluation"),
-        (lambda: Recipe("clusters", method="top", k=3), "no method 'top'"),
+        (lambda: Recipe("clusters", method="top", k=3), "unknown method 'top'"),
         (lambda: Recipe("clusters", method="meprop"), "needs k"),
         (lambda: Recipe("clusters", method="meprop", k=0), "not 0"),
         (lambda: Recipe("clusters", method="meprop", k=True), "not True"),
