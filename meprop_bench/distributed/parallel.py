@@ -363,9 +363,12 @@ def _register(ddp: DistributedDataParallel | None, comm_hook: Any, group: Any) -
 
 
 def _go_by_messages(ddp: DistributedDataParallel, channel: Channel, most: int) -> bool:
-    """Whether dense gradients are so few that a message is faster than a collective, as it is between two ranks."""
+    """Whether dense gradients are so few that a message is faster than a collective, as it is between two ranks.
+
+    Where the graph is static, the first pass waits for its hooks before any callback that comes after them.
+    """
     trained = [p for p in ddp._module_parameters if p.requires_grad]
-    here = channel.size == PAIR and all(channel.has_messages(p.device) for p in trained)
+    here = channel.size == PAIR and not ddp.static_graph and all(channel.has_messages(p.device) for p in trained)
     return here and sum(p.nbytes for p in trained) <= most
 
 

@@ -204,6 +204,18 @@ def heard_by_one(rank, bucket):
     bucket.announced = announced
 
 
+def case_static_graph(rank):
+    """The first pass of a static graph exchanges its dense gradients only at its end."""
+    model = perceptron(16, widths=(13, 37, 37, 5))
+    plain = copy.deepcopy(model)
+    parallel = wrapped(rank, model, static_graph=True)
+    for step in range(3):
+        _, _, parts = batch_of([1] * rank.size, seed=step)
+        F.cross_entropy(parallel(parts[rank.rank][0]), parts[rank.rank][1]).backward()
+        same(dense_of(model), averaged(plain, parts))
+        parallel.zero_grad()
+
+
 def case_neurons_without_a_gradient(rank):
     """A unified selection of k has at most k rows: there is room for them beside what is announced."""
     model = perceptron(16, widths=(13, 37, 37, 5))
@@ -744,7 +756,7 @@ def test_training(ranks, exchange, kind):
 @pytest.mark.parametrize(
     "case",
     [
-        case_buckets_of_two_kinds, case_neurons_without_a_gradient,
+        case_buckets_of_two_kinds, case_static_graph, case_neurons_without_a_gradient,
         case_sums_that_cancel, case_ties_and_nan,
         case_no_sync_exchanges_nothing, case_layers_that_do_not_run,
         case_agreeing_needs_the_same_layers, case_checkpoints, case_starts_from_the_first_rank,
