@@ -376,13 +376,16 @@ def _findings(own: _Figures, found: Found, rules: _Rules, failures: int, again: 
         names = list(dict.fromkeys(benchmark_of(own.cases[place]) for place in np.flatnonzero(found.firm).tolist()))
         what = ", ".join([*(shown(name, 120) for name in names[:_NAMED]), *["..."][: len(names) > _NAMED]])
         which = "another" if again else "a second"
+        how = "with --confirm FILE" if again < 2 else "in place of the run that lacks them"
         yield (
             f"Figures that await {which} run: {waiting}{f' ({what})' if what else ''}. Measure these"
-            " benchmarks of the same code again, and give the result with --confirm FILE."
+            f" benchmarks of the same code again, and give the result {how}."
         )
     if abs(found.shift) > _SHIFT_SHOWN:
         words = "slower" if found.shift > 0 else "faster"
-        once = " The second run is not." if found.common_shift < _SHIFT_SHOWN < found.shift else ""
+        others = (("second", found.second_shift), ("third", found.third_shift))
+        calm = [which for which, shift in others if shift is not None and shift < _SHIFT_SHOWN < found.shift]
+        once = f" The {' and the '.join(calm)} run {'are' if len(calm) > 1 else 'is'} not." if calm else ""
         yield (
             f"The run as a whole is {math.expm1(abs(found.shift)):.1%} {words} than its last ones, which is the machine"
             f" or the environment, or what all share: each figure is judged beside that.{once}"

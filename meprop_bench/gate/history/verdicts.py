@@ -35,7 +35,7 @@ of them use. No figure fails then, and the run says so, as it does when its comm
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -214,6 +214,8 @@ def judge(
     other, last = (
         None if run is None else _Evidence.of(run, known, bound, benchmarks, ~stands) for run in (second, third)
     )
+    if other is not None and last is not None:
+        other, last = _exchanged(other, last, np.isnan(other.change) & np.isfinite(last.change))
     if other is not None:
         again = stands & np.isfinite(other.p)
         fails, apart = _agreeing(found, other, stands, judged, alpha)
@@ -277,6 +279,16 @@ def _agreeing(one: _Evidence, other: _Evidence, stands: Flags, judged: Flags, al
     p, apart = _of_two(one, other)
     both = stands & np.isfinite(other.p)
     return both & _rejected(np.where(both, p, 1.0), judged, alpha), apart
+
+
+def _exchanged(one: _Evidence, other: _Evidence, where: Flags) -> tuple[_Evidence, _Evidence]:
+    """Return two runs, of some figures the other way round: what the second one lacks the third may confirm."""
+    fields = ("change", "sure", "error", "p", "agrees", "near")
+
+    def of(run: _Evidence, instead: _Evidence) -> _Evidence:
+        return replace(run, **{name: np.where(where, getattr(instead, name), getattr(run, name)) for name in fields})
+
+    return of(one, other), of(other, one)
 
 
 def _nearer(run: _Evidence, one: _Evidence, other: _Evidence) -> Flags:

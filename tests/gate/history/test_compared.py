@@ -101,6 +101,11 @@ def test_a_third_run_decides_what_failed_in_two(twenty, judged):
     lacking = judged(path, second, third)
     assert (lacking.exit_code, lacking.firm) == (ExitCode.INCONCLUSIVE, 4)
     assert lacking.findings[0].startswith("Figures that await another run: 4 (m.B.time_3). Measure")
+    assert lacking.findings[0].endswith("in place of the run that lacks them.")
+    swapped = judged(path, third, second)  # whichever of the two lacks it
+    assert (swapped.exit_code, swapped.firm, swapped.findings[0]) == (lacking.exit_code, 4, lacking.findings[0])
+    quiet = judged(path, third, twenty.run(20, name="quiet.json"))
+    assert quiet.exit_code == ExitCode.OK
     with pytest.raises(UserError, match=r"third\.json is the second run itself"):
         judged(path, third, third)
     with pytest.raises(UserError, match="--confirm takes two runs at most"):
@@ -140,6 +145,8 @@ def test_a_second_run_tells_whether_the_first_was_slower_by_the_machine(twenty, 
     calm = judged(path, twenty.run(20, name="second.json"))
     assert calm.exit_code == ExitCode.OK
     assert any(line.endswith("The second run is not.") for line in calm.findings)
+    third = judged(path, twenty.run(20, everything=1.2, name="second.json"), twenty.run(20, name="third.json"))
+    assert any(line.endswith("The third run is not.") for line in third.findings)
     again = judged(path, twenty.run(20, everything=1.2, name="second.json"))
     assert again.exit_code == ExitCode.INCONCLUSIVE
     assert of(again, "the whole run").change.estimate == pytest.approx(1.2, rel=0.01)
