@@ -14,6 +14,7 @@ is new changes nothing for those who do not use it.
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import sys
@@ -253,12 +254,10 @@ def _discard_last(session: WorkerSession, case: Mapping[str, Any]) -> None:
     if (own := here()) is not None and session.case.device != "cpu":  # each rank has a GPU
         number = int(session.case.device.removeprefix("cuda:")) + own.rank
         session.case = replace(session.case, device=f"cuda:{number}")
+    gc.collect()  # a captured graph and its clock know each other, and so do a wrapped model and its hooks
     if session.case.device != "cpu":  # or torch would keep the GPU's memory from the processes beside it
-        import gc
-
         import torch
 
-        gc.collect()  # a captured graph and its clock know each other
         torch.cuda.empty_cache()
 
 

@@ -35,6 +35,20 @@ def session() -> Iterator[WorkerSession]:
     gc.enable()  # the traceback of a test that failed holds its session, whose blocks keep the collector at rest
 
 
+def test_what_knows_itself_is_gone_before_the_next_case(session: WorkerSession) -> None:
+    class Circle:
+        def __init__(self) -> None:
+            self.itself = self
+
+    circle = Circle()
+    last = weakref.ref(circle)
+    gc.disable()
+    del circle
+    assert last() is not None
+    _ask(session, do="setup", case=_CASE.to_json())
+    assert last() is None
+
+
 def _ask(session: WorkerSession, **message: Any) -> dict[str, Any]:
     answer: dict[str, Any] = json.loads(json.dumps(session.handle(message), allow_nan=False))
     return answer
