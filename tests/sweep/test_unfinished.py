@@ -22,7 +22,7 @@ def test_what_may_be_half_a_library_is_removed(tmp_path: Path, monkeypatch: pyte
     with (tmp_path / "locks" / "held.lock").open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         discard_unfinished(lambda: 1e9)
-    assert sorted(path.name for path in (tmp_path / "ab").iterdir()) == ["held.so", "new.cpp", "old.so"]
+    assert sorted(path.name for path in (tmp_path / "ab").iterdir()) == ["held.so", "new.cpp", "none.so", "old.so"]
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "nowhere"))
     discard_unfinished()
 
