@@ -50,14 +50,15 @@ _MOST = 10_000
 @click.option(
     "--mixed-environments",
     is_flag=True,
-    help="Merge although machines or software differ: each row keeps its environment.",
+    help="Merge although machines or software differ: each row keeps its environment. Refused for a search.",
 )
 @with_format("table", "json", "md", "csv")
 def command(folders: tuple[Path, ...], out: Path, lacks: bool, mixed_environments: bool, form: str) -> int:
     """Put the folders of `--shard 1/N` to `--shard N/N` of one command together, and print the report.
 
-    The result is that of a run which nobody split: the same rows in the same order, the same report. Each row keeps its
-    environment. Folders of different runs or splits, a case that is in two, and one that is in none are refused.
+    The result is that of a run which nobody split: the same rows in the same order, the same report. (A search is split
+    by its arms, and judged once over all of them.) Each row keeps its environment. Folders of different runs or splits,
+    a case that is in two, and one that is in none are refused.
     """
     from meprop_bench.results.merge import Shards, check_new, new_folder
     from meprop_bench.results.store import Store

@@ -5,7 +5,8 @@ sentence, the code that does it, and a table of everything that was tried. With 
 wall-clock time instead. Everything that is done is stored as it comes.
 
 Exit codes: 0 an arm is to be taken, or dense is; 4 undecided; 5 nothing was measured; 2 for wrong options, 130 after
-Ctrl-C: continue with the same command and --resume. A shard has no verdict, and ends with 0.
+Ctrl-C: continue with the same command and --resume. A shard has no verdict, and ends with 0, or with 5 where nothing
+was timed.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ _HELP = {
     "steps": "Steps of a training [default: as many as the budget allows, at most those of the epochs].",
     "shard": "Search among part I of N of the arms, as one of N machines, or train part of the seeds of --budgets; "
     "`meprop-bench merge` judges all of them together.",
-    "ray": "Refused: a search is of one machine.",
+    "ray": "Refused: a search is of one machine; --shard splits it.",
 }
 """Of options that mean more than for a single training."""
 command.params = [param for param in command.params if param.name not in _NOT_TUNED]

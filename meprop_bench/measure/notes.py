@@ -67,9 +67,7 @@ _KINDS: Mapping[str, _Kind] = {
     "heat": _Kind("cores were slowed {times} times because they were too hot"),
     "swap": _Kind("{pages} pages came back from swap meanwhile"),
     "budget": _Kind("the budget was spent before ±{percent}% was reached", "{:g}".format),
-    "uncompiled": _Kind(
-        "compiled dense was left out: compiling it takes more than the {seconds} s that there were for it"
-    ),
+    "uncompiled": _Kind("compiled dense was left out: there were only {seconds} s for compiling it"),
     "no-floor": _Kind("no floor: the machine has been measured as too slow for this phase"),
     "sampled-memory": _Kind(
         "the process's peak was sampled each millisecond: its high-water mark cannot be set back here"

@@ -169,7 +169,7 @@ def _processes() -> Iterator[tuple[int, int, int, int]]:
     """
     for folder in PROC.glob("[0-9]*"):
         try:
-            text = (folder / "stat").read_text()
+            text = (folder / "stat").read_text(errors="replace")
         except OSError:  # it has ended meanwhile
             continue
         _, parent, *fields = text.rpartition(")")[2].split()  # its name may hold anything

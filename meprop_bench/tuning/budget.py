@@ -48,6 +48,10 @@ class Budget:
         """Whether something that takes so long, and is begun now, is done in time."""
         return self.left_s > seconds
 
+    def until(self, seconds: float) -> Self:
+        """Return a budget that ends in so many seconds, or with this one."""
+        return type(self)(min(seconds, self.left_s), self._now)
+
     def part(self, share: float) -> Self:
         """Return a budget of this share of what is left."""
         return type(self)(self.left_s * share, self._now)

@@ -191,6 +191,12 @@ def joined(
     else:
         sentence, code = _no_gain([part.gain(arm) for part in parts for arm in slow if arm in part.timings], least)
     sentence += left_uncompiled(found for part in parts for found in part.timings.values())
+    sides = [{found.baseline for found in part.timings.values() if found.baseline} for part in parts]
+    together: set[str] = set().union(*sides)
+    if len(together) > max(map(len, sides)):
+        sentence += (
+            f" The machines had different dense sides ({'; '.join(sorted(together))}): their steps differ by that."
+        )
     return Curve(tuple(points), quality, parts[0].clock, timings, slow, failed, sentence, code, left_out)
 
 

@@ -57,7 +57,7 @@ class Final:
         *before, this = self._passes
         stored, earlier = this.get("looks"), sum(len(each["looks"]) for each in before)
         looks = [(arm, len(self._plan.seeds)) for arm in finalists]
-        if stored is not None:
+        if stored:  # else the budget ended before any look, and none has had its chance of error
             looks = [(Arm.from_json(look["arm"]), look["seeds"]) for look in stored]
         if not looks:
             self._settle(looks)
@@ -123,6 +123,12 @@ class Final:
             return
         gain = self._candidates.gain(arm, self._clock)
         assert gain is not None
+        # Up to the first seed that the budget left without one of both pairs: whoever judges again sees the same.
+        pairs = [
+            [self._journal.differences(arm, self._plan.steps, (seed,), steps) for steps in (None, self._opponent(arm))]
+            for seed in seeds
+        ]
+        seeds = seeds[: next((place for place, both in enumerate(pairs) if not all(both)), len(seeds))]
         self._candidates.findings[arm] = judged(
             arm,
             self._session.timings[arm],

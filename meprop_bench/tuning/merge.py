@@ -92,6 +92,12 @@ class TuningShards:
                     f"{self._name(index)} is shard {part.shard} and holds a training that is not its own ({job.label}):"
                     " leave it out, and run the shard again"
                 )
+        found = self._found[index].findings if not self._request.budgets and index in self._found else ()
+        if strays := [each.arm.label for each in found if key_of(each.arm) not in own]:
+            raise contradiction(
+                f"{self._where(index)} is of shard {part.shard} and has found something of {strays[0]}, which is not"
+                " its own: leave it out, and run the shard again"
+            )
         steps = {row.case_id: row.speedup for row in rows if row.phase == "step"}
         for timing in self._timings(index):
             if timing.case_id is not None and steps.get(timing.case_id) != timing.speedup.estimate:
@@ -192,7 +198,8 @@ class TuningShards:
     def _answer(self) -> Answer:
         """Return the decision over all findings; of arms whose shards are missing nothing is known."""
         # A margin that is a share of dense's figure differs, as the trainings of the shards do: all allow the smallest.
-        metric = min((found.metric for found in self._found.values()), key=lambda each: each.margin)
+        trained = [found for index, found in self._found.items() if self._journals[index].dense()]
+        metric = min((found.metric for found in trained or self._found.values()), key=lambda each: each.margin)
         owner = {self._again(index, each, metric.margin): index
                  for index, found in self._found.items() for each in found.findings}  # fmt: skip
         of_arm = {finding.arm: index for finding, index in owner.items()}
@@ -210,7 +217,7 @@ class TuningShards:
         index = next(iter(clocks), None) if decision.arm is None else of_arm[decision.arm]
         clock, plan = (None, None) if index is None else (clocks.get(index), self._last_plan(index))
         left_out = tuple(name for found in self._found.values() for name in found.left_out)
-        missing = (ArmResult(arm, "left out", "its shard is missing") for arm in self._missing)
+        missing = (ArmResult(arm, "left out", "its shard is missing, or not at its end") for arm in self._missing)
         return Answer(decision, (*owner, *missing), metric, clock, plan, left_out)
 
     @property
@@ -231,10 +238,13 @@ class TuningShards:
                 )
         count = f"{missing} of {len(owner) + missing} arms"
         if missing and kind == "take":
-            sentence += f" {count} {'are' if missing > 1 else 'is'} not among these: the shard is missing."
+            sentence += (
+                f" {count} {'are' if missing > 1 else 'is'} not among these: the shard is missing, or not at its end."
+            )
         elif missing:
             of = "are of shards that are" if missing > 1 else "is of a shard that is"
-            kind, sentence = "undecided", f"Undecided: {count} {of} missing. Of the others: {sentence}"
+            kind = "undecided"
+            sentence = f"Undecided: {count} {of} missing, or not at the end. Of the others: {sentence}"
         return Decision(kind, sentence, decision.arm)
 
     def _clock(self, index: int) -> VirtualClock | None:

@@ -20,7 +20,7 @@ from meprop_bench.tuning.halving import SAFETY, Pace, enough, few, needed, plann
 from meprop_bench.tuning.timing import Costs, Timing
 
 __all__ = [
-    "BATCHES", "EXAMINING", "TIMES", "TIMES_LATE", "Outlook", "first_pace", "nothing_timed", "seeds_needed",
+    "BATCHES", "EXAMINING", "TIMES", "TIMES_LATE", "WAITING", "Outlook", "first_pace", "nothing_timed", "seeds_needed",
     "too_short",
 ]  # fmt: skip
 
@@ -30,6 +30,7 @@ _BEFORE = 0.2
 """Share that what comes before them should have at most."""
 EXAMINING, BATCHES = "examining the model", "timing batches and evaluations"
 """What comes before them."""
+WAITING = "waiting for another run"
 
 _BUILD_S = 0.5
 """Seconds of a training besides its steps and evaluation, before one was run."""
@@ -45,8 +46,9 @@ def too_short(stages: Mapping[str, float]) -> str:
     if not stages:
         return "the budget ended before a step was timed: give more"
     before_s = math.fsum(stages.get(name, 0.0) for name in (EXAMINING, BATCHES))
-    timing_s = math.fsum(stages.values()) - before_s
-    wanted_s = max(before_s / _BEFORE, before_s + 2 * timing_s / TIMES)
+    waiting_s = stages.get(WAITING, 0.0)
+    timing_s = math.fsum(stages.values()) - before_s - waiting_s
+    wanted_s = waiting_s + max(before_s / _BEFORE, before_s + 2 * timing_s / TIMES)
     spent = ", ".join(f"{duration(seconds)} {what}" for what, seconds in stages.items())
     return f"the budget ended before a step was timed ({spent}): give --budget {as_option(wanted_s)} or more"
 

@@ -41,7 +41,7 @@ from meprop_bench.tasks.recipe import Recipe, by_layer_text
 from meprop_bench.tuning.arms import Arm, Layer
 from meprop_bench.tuning.budget import Bounded, Budget, Over
 from meprop_bench.tuning.journal import Job, Trained
-from meprop_bench.tuning.outlook import BATCHES, EXAMINING, TIMES, TIMES_LATE, too_short
+from meprop_bench.tuning.outlook import BATCHES, EXAMINING, TIMES, TIMES_LATE, WAITING, too_short
 from meprop_bench.tuning.timing import Costs, Timing
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.dense_side import candidates
@@ -65,8 +65,6 @@ _COMPILING = 0.5
 process, for each arm."""
 _WORKING_SILENT_S = 30.0
 """Seconds of a measurement, or a training, after which that is said: each has a line when it is done."""
-
-_WAITING = "waiting for another run"
 
 
 def case_of(arm: Arm, recipe: Recipe, threads: int, device: str) -> Case:
@@ -238,7 +236,9 @@ class Processes:
         self.close()  # nothing else may run beside what is timed
         self._timing, before_s = budget, self.stages.get("starting", 0.0)
         first = not any(row.phase == "step" for row in self._store.rows())
-        until = self._budget.part(TIMES + (1 - TIMES) * TIMES_LATE) if first else budget  # a first time is worth more
+        # The deadline says when the last one begins, by how long they usually take; what takes longer may end later.
+        later = self._budget.until(budget.left_s + 2 * (seconds + _BESIDES_S))
+        until = self._budget.part(TIMES + (1 - TIMES) * TIMES_LATE) if first else later
         try:
             Runner(
                 plan,
@@ -258,7 +258,7 @@ class Processes:
     def _report(self, progress: SweepProgress) -> None:
         self._showing(progress)
         silent_s = _WORKING_SILENT_S if progress.stage == "measuring" else None
-        stage = _WAITING if progress.waits else "" if progress.stage == "done" else progress.stage
+        stage = WAITING if progress.waits else "" if progress.stage == "done" else progress.stage
         self._waiting.on(stage, of=progress.case.label, silent_s=silent_s)
         if not self._budget.allows():
             raise Over
@@ -275,7 +275,7 @@ class Processes:
 
     def _waits(self, holder: int | None) -> None:
         self._say(f"{waiting_for(holder)}, which measures on {self._device}")
-        self._waiting.on(_WAITING)
+        self._waiting.on(WAITING)
 
     @contextmanager
     def _alone(self, budget: Budget) -> Iterator[None]:
@@ -374,9 +374,9 @@ class Processes:
 
 def _timing(case: Case, rows: Sequence[Row]) -> Timing:
     """Return what the rows of an arm's case say of its step."""
-    step = next((row for row in rows if row.phase == "step"), None)
+    row = rows[-1]  # of one that is timed again, the latest
+    step = next((each for each in rows if each.phase == "step"), None) if row.passed else None
     if step is None:
-        row = rows[0]
         return Timing.without(row.error or (row.check if row.check not in (None, PASSED) else None) or "not measured")
     if step.speedup is None or step.dense.median_s is None:
         return Timing.without("its step has no time")

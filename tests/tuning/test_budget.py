@@ -39,6 +39,14 @@ class Slow:
         self.closed = True
 
 
+def test_it_ends_in_so_many_seconds_or_with_the_whole() -> None:
+    time = [0.0]
+    whole = Budget(100.0, lambda: time[0])
+    assert (whole.until(30.0).left_s, whole.until(130.0).left_s) == (30.0, 100.0)
+    time[0] = 90.0
+    assert whole.until(30.0).left_s == 10.0
+
+
 def test_a_process_has_no_longer_than_the_budget() -> None:
     time = [0.0]
     worker = Bounded(slow := Slow(time, 40.0), Budget(100.0, lambda: time[0]))

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from meprop_bench.tuning.halving import Pace, planned
-from meprop_bench.tuning.outlook import Outlook, first_pace, seeds_needed
+from meprop_bench.tuning.outlook import EXAMINING, WAITING, Outlook, first_pace, seeds_needed, too_short
 from meprop_bench.tuning.timing import Costs
 
 COSTS = Costs(batch_s=0.02, evaluation_s=0.5, per_epoch=100, whole=5000, step_s=0.08)
@@ -71,3 +71,11 @@ def test_what_would_decide_is_said_with_the_whole_budget_or_that_nothing_does() 
 def test_arms_that_were_not_judged_have_their_budget() -> None:
     line = outlook(600).of_more_arms(8, steps=400, seeds=None, joining=3)
     assert line == " Trainings of 400 steps need a --budget of about 42m, with --resume."
+
+
+def test_waiting_for_another_run_is_counted_once() -> None:
+    alone = too_short({EXAMINING: 2.0, "compiling": 6.0})
+    waited = too_short({EXAMINING: 2.0, "compiling": 6.0, WAITING: 540.0})
+    assert alone.endswith("give --budget 42s or more")
+    assert "9 min waiting for another run" in waited
+    assert waited.endswith("give --budget 10m or more")

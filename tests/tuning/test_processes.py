@@ -275,3 +275,5 @@ def test_what_a_row_says_of_its_dense_side_is_kept_as_data() -> None:
     assert (found.compiled, found.baseline, found.uncompiled_s) == (True, "compiled, fused optimizer", 48.0)
     eager = processes._timing(case, [replace(row, baseline_chosen="eager, this package's optimizer", notes=())])
     assert (eager.compiled, eager.uncompiled_s) == (False, None)
+    failed = replace(row, phase=None, speedup=None, speedup_low=None, speedup_high=None, error="it no longer runs")
+    assert processes._timing(case, [row, failed]).failed == "it no longer runs"
