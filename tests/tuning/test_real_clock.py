@@ -50,7 +50,8 @@ def test_the_choice_and_its_opponent_are_run_by_the_real_clock(
     found = tune(tmp_path, capsys, "1h")
     assert found["verdict"] == "take"
     assert found["real_clock"].startswith("By the real clock 20 steps of it took ")
-    assert " of the time, where virtual time says 1." in found["real_clock"]
+    assert " of the time (median of 3 in turn, " in found["real_clock"]
+    assert found["real_clock"].endswith("), where virtual time says 1.")
     assert found["sentence"].endswith(found["real_clock"])
     (folder,) = tmp_path.iterdir()
     assert not list(folder.glob("checkpoints/*"))
