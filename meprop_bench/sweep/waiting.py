@@ -77,5 +77,15 @@ class Waiting:
                     if not line or left_s > 0:
                         self._changed.wait(left_s if line else None)
                         continue
-                    self._say(f"{line}: {duration(self._now() - since)}")
+                    self._tell(f"{line}: {duration(self._now() - since)}")
                     after_s *= _FACTOR
+
+    def _tell(self, line: str) -> None:
+        """Say a line, for which nothing else has to wait."""
+        self._changed.release()
+        try:
+            self._say(line)
+        except Exception:  # noqa: BLE001  # a caller's own function, whose error the main thread meets in its next line
+            self._say = lambda _: None
+        finally:
+            self._changed.acquire()

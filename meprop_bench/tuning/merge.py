@@ -84,20 +84,20 @@ class TuningShards:
 
     def _check_own(self, index: int, rows: Sequence[Row]) -> None:
         part = self._shards.found[index][1]
-        own = part.own
-        for job in self._journals[index].trainings:
-            key = str(job.seed) if self._request.budgets else None if job.arm is None else key_of(job.arm)
-            if key is not None and key not in own:
+        jobs = self._journals[index].trainings
+        held: list[tuple[str, str]]  # a label, and the key of the unit it belongs to
+        if self._request.budgets:
+            held = [(job.label, str(job.seed)) for job in jobs]
+        else:
+            findings = self._found[index].findings if index in self._found else ()
+            held = [(job.label, key_of(job.arm)) for job in jobs if job.arm is not None]
+            held += [(each.arm.label, key_of(each.arm)) for each in findings]
+        for label, key in held:
+            if key not in part.own:
                 raise contradiction(
-                    f"{self._name(index)} is shard {part.shard} and holds a training that is not its own ({job.label}):"
-                    " leave it out, and run the shard again"
+                    f"{self._name(index)} is shard {part.shard} and holds what is not its own ({label}): leave it out,"
+                    " and run the shard again"
                 )
-        found = self._found[index].findings if not self._request.budgets and index in self._found else ()
-        if strays := [each.arm.label for each in found if key_of(each.arm) not in own]:
-            raise contradiction(
-                f"{self._where(index)} is of shard {part.shard} and has found something of {strays[0]}, which is not"
-                " its own: leave it out, and run the shard again"
-            )
         steps = {row.case_id: row.speedup for row in rows if row.phase == "step"}
         for timing in self._timings(index):
             if timing.case_id is not None and steps.get(timing.case_id) != timing.speedup.estimate:

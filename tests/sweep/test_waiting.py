@@ -32,6 +32,22 @@ def test_what_lasts_is_said_again_and_again() -> None:
     assert waiting.spent["compiling the dense side"] >= 0.04  # said after 0.01, 0.02 and 0.04 s
 
 
+def test_a_line_that_lasts_or_fails_holds_nothing_up() -> None:
+    begun, end = threading.Event(), threading.Event()
+
+    def say(line: str) -> None:
+        begun.set()
+        assert end.wait(60)
+        raise BrokenPipeError(line)
+
+    with Waiting(say, 0.01) as waiting:
+        waiting.on("starting")
+        assert begun.wait(60)
+        waiting.on("measuring")  # while the line is being said
+        end.set()
+    assert {*waiting.spent} == {"starting", "measuring"}
+
+
 def test_what_is_soon_over_is_not_said() -> None:
     said = Said()
     with Waiting(said, 600.0) as waiting:

@@ -192,6 +192,27 @@ def test_shards_of_a_curve_are_the_curve(tune: Run, machine: Any, of: int) -> No
     assert Document.load(tune.root / "all").outcome == Document.load(whole).outcome
 
 
+def test_a_curve_of_machines_with_different_dense_sides_says_so(tune: Run, machine: Any) -> None:
+    folders = []
+    for index, side in enumerate(("eager", "compiled"), 1):
+        machine.baseline = side
+        tune("shards", *CURVE, "--shard", f"{index}/2")
+        folders = sorted(str(each) for each in (tune.root / "shards").iterdir())
+    said = "The machines had different dense sides (compiled; eager): their steps differ by that."
+    assert said in tune.merge(folders, "all")["sentence"]
+    machine.baseline = "eager"
+    assert said[:40] not in tune.merge(tune.shards("alike", 2, *CURVE), "same")["sentence"]
+
+
+def test_a_shard_that_trained_nothing_has_no_say_in_the_margin(tune: Run, machine: Any) -> None:
+    """Half a percent of dense's own figure, which such a shard does not know."""
+    examine = machine.examine
+    machine.examine = lambda self: {**examine(self), "percent": False}
+    machine.speed = staticmethod(lambda arm: 1.5 if arm.k == 0.0625 else 0.9)
+    merged = tune.merge(tune.shards("shards", 2, *SEARCH, "--k", "0.0625,0.25"), "all")
+    assert merged["margin"] == pytest.approx(0.005 * 90, rel=0.2)
+
+
 def test_a_curve_of_arms_that_gain_nothing(tune: Run, machine: Any) -> None:
     machine.speed = staticmethod(lambda arm: 0.9)
     one = tune("one", *CURVE)
@@ -372,6 +393,14 @@ def test_shards_that_contradict_each_other_are_refused(tune: Run, folders: list[
     damaged(folders[1], "tune.json", other_time)
     assert "has another time of case" in tune.refused(words)
 
+    def anothers(state: Any) -> Any:
+        state["found"]["shard"] = json.loads((Path(folders[0]) / "tune.json").read_text())["found"]["shard"]
+        return state
+
+    (Path(folders[1]) / "tune.json").write_text(state)
+    damaged(folders[1], "tune.json", anothers)
+    assert "holds what is not its own (unified, k = " in tune.refused(words)
+
     def no_standing(state: Any) -> Any:
         state["found"]["shard"]["findings"][0]["standing"] = "best"
         return state
@@ -387,7 +416,7 @@ def test_trainings_that_are_another_s_or_gone_are_refused(tune: Run, folders: li
     text = path.read_text()
     stray = {"seed": 1, "steps": 5, "figure": 1.0, "seconds": 1.0, "steps_s": 1.0}
     path.write_text(f"{text}{json.dumps(stray | {'arm': {'method': 'unified', 'k': 0.375}})}\n")
-    assert "holds a training that is not its own (unified, k = 0.375, 5 steps, seed 1)" in tune.refused(words)
+    assert "holds what is not its own (unified, k = 0.375, 5 steps, seed 1)" in tune.refused(words)
     path.write_text("".join(line for line in text.splitlines(keepends=True) if '"seed": 7' not in line))
     assert "by trainings that are not there: the folder was changed" in tune.refused(words)
     path.write_text(text)
