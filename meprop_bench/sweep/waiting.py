@@ -85,7 +85,7 @@ class Waiting:
         self._changed.release()
         try:
             self._say(line)
-        except Exception:  # noqa: BLE001  # a caller's own function, whose error the main thread meets in its next line
+        except Exception:  # noqa: BLE001 (a caller's own function, whose error the main thread meets in its next line)
             self._say = lambda _: None
         finally:
             self._changed.acquire()
