@@ -3,11 +3,12 @@
     MEPROP_BENCH_DATA=data python -m benchmarks.network_model --ranks 2,4 --bandwidth 0.1,0.5
 
 For each number of ranks and each bandwidth (Gbit/s) a perceptron is trained by so many processes of this machine, each
-of whose connections the kernel paces (`measure.wire.limit`): no privilege is needed, and of four ranks on two cores the
-network is still what they wait for. Communication is measured as `speedup --world-size` does it, as what the exchange
-adds to the backward pass, and held against `workloads.network`; DDP hides a part of its exchange behind that pass, so
-that what is measured may lie below the model by as much as the pass takes. The latency is that of this machine's
-loopback, measured by sums of one number.
+of whose connections the kernel paces (`measure.wire.limit`), without a privilege. A ring sends over one connection of a
+rank, gathered rows go over all P - 1 at once and share its link: each then has a part of it. Communication is measured
+as `speedup --world-size` does it, as what the exchange adds to the backward pass, and held against `workloads.network`;
+DDP hides a part of its exchange behind that pass, so that what is measured may lie below the model by as much as the
+pass takes. The latency is an idle loopback's; ranks that wait for a core take longer for a message, which shows where
+the bandwidth is large and the messages are many.
 """
 
 from __future__ import annotations
@@ -61,20 +62,27 @@ def _compare(case: Case, network: Network, seconds: float) -> None:
             raise SystemExit(f"{case.label}: {found}")
         tensors = [Tensors(*one) for one in pool.ask(0, "exchanged")["exchanged"]]
         sent = pool.ask(0, "wire")["sides"]
-        pool.ask(0, "limit", bytes_per_s=network.bandwidth / 8)
+        connection = replace(network, bandwidth=network.bandwidth / _connections(case))
+        pool.ask(0, "limit", bytes_per_s=connection.bandwidth / 8)
         pairs = pool.ask(0, "measure", seconds=seconds, least_pairs=5, loops=1, seed=0)["pairs"]
     loads: list[Load] = [
         dense(tensors, network.ranks, case.dense_exchange or "ddp"),
         (gathered if case.exchange == "gathered" else agreed)(tensors, network.ranks),
     ]
-    for side, (name, load) in enumerate(zip((case.dense_exchange, case.exchange), loads, strict=True)):
-        predicted = network.seconds(load)
+    links = connection, network
+    for side, (name, link, load) in enumerate(zip((case.dense_exchange, case.exchange), links, loads, strict=True)):
+        predicted = link.seconds(load)
         taken, backward = (median(pair[side] for pair in pairs[phase]) for phase in ("communication", "backward"))
         print(
-            f"{network.ranks:5} {network.bandwidth / 1e9:7g} {name:>9} {sent[side]['measured'] / 1e6:6.3f} MB"
+            f"{link.ranks:5} {link.bandwidth / 1e9:7.3g} {name:>9} {sent[side]['measured'] / 1e6:6.3f} MB"
             f" {1e3 * backward:6.1f} ms {1e3 * predicted:7.1f} ms {1e3 * taken:6.1f} ms {taken / predicted:6.2f}",
             flush=True,
         )
+
+
+def _connections(case: Case) -> int:
+    """Return over how many connections at once a rank sends the sparsified side's gradients."""
+    return case.world_size - 1 if case.exchange == "gathered" else 1
 
 
 if __name__ == "__main__":

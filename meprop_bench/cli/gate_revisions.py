@@ -153,7 +153,7 @@ def _measured(
         doubts = tuple(filter(None, (busy(),))) if measured else ()
     if measured and (reason := unavailable_reason()):
         note = f"memory layouts could not be equalised, so pairs of processes may differ by them: {reason}"
-        found = replace(found, notes=(*found.notes, note))
+        found = replace(found, general=(*found.general, note))
     return found, doubts, (first, second)
 
 

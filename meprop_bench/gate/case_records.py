@@ -110,13 +110,22 @@ class CaseRecords:
                 f"the machine was busy with something else during {disturbed} of {setups} set-ups, so the times say"
                 " little: let the gate run alone"
             )
-        return [f"{self.case.label}: {line}" for line in lines]
+        return lines
 
     def series(self, records: Sequence[PairRecord] | None = None) -> list[Series]:
         """Return its figures; of other records than those without a slowdown, for the self-test."""
         one = partial(Series, case=self.case.label)
         if self.missing or self.gone:
-            return [one(figure="times", quantity="time", unit="s", unjudged=self._unjudged, decides=not self.new)]
+            return [
+                one(
+                    figure="times",
+                    quantity="time",
+                    unit="s",
+                    unjudged=self._unjudged,
+                    gone=bool(self.gone),
+                    decides=not self.new,
+                )
+            ]
         if self.failure:
             return [one(figure="correctness check", quantity="count", unit="1", failure=self.failure)]
         records = self.records.get(0.0, []) if records is None else records

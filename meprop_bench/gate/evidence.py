@@ -28,6 +28,7 @@ from typing import TypeAlias
 import numpy as np
 
 from meprop_bench.gate.series import MEDIAN_ERROR, NORMAL_IQR, Flags, Floats, Sides
+from meprop_bench.stats import student
 
 __all__ = ["Estimates", "detectable", "disagreement", "lower_rank", "medians", "unpaired"]
 
@@ -49,22 +50,17 @@ class Estimates:
 
     def half_width(self, level: Level) -> Floats:
         """Return the one-sided half of the interval at an error of `level` on a side."""
-        from scipy.special import stdtrit
-
         with np.errstate(invalid="ignore"):
-            half: Floats = -stdtrit(self.degrees, np.broadcast_to(level, self.degrees.shape)) * self.error
+            half: Floats = -student.quantile(self.degrees, np.broadcast_to(level, self.degrees.shape)) * self.error
         return np.where(self.error == 0, 0.0, half)
 
     def above(self, bound: Floats) -> Floats:
         """Return the p-values of "the change is at most `bound`"; NaN without an error."""
-        from scipy.special import stdtr
-
         with np.errstate(invalid="ignore", divide="ignore"):
             t = (self.estimate - bound) / self.error
         # Without any spread there is no doubt, as on a fake clock or of equal sizes.
         t = np.where(self.error == 0, np.where(self.estimate > bound, np.inf, -np.inf), t)
-        found: Floats = stdtr(self.degrees, -t)
-        return found
+        return student.below(self.degrees, -t)
 
 
 def detectable(error: Floats, pairs: Floats, small: Floats, bound: Floats, levels: tuple[Level, Level]) -> Floats:

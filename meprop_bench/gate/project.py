@@ -102,7 +102,14 @@ def compare(
     known = {case.label for case in plan.cases} if every is None else every
     gone = [name for name in names_of(first.folder) if name not in known and settings.measured(name)]
     series = tuple(
-        Series(case=name, figure="times", quantity="time", unit="s", unjudged="gone: the head's settings name it not")
+        Series(
+            case=name,
+            figure="times",
+            quantity="time",
+            unit="s",
+            unjudged="gone: the head's settings name it not",
+            gone=True,
+        )
         for name in gone
     )
     return replace(found, series=(*found.series, *series))

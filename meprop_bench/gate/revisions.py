@@ -110,12 +110,18 @@ class Measured:
     """What a comparison found."""
 
     series: tuple[Series, ...]  # the figures of all cases that can be compared
-    notes: tuple[str, ...]  # what a reader should know, one line each
+    general: tuple[str, ...]  # what a reader should know of all of it, one line each
     environment: Mapping[str, Any]  # of the machine, as the head's worker tells it
     rounds: int  # pairs of processes at most for a case
     lacking: Mapping[str, tuple[str, bool]] = field(default_factory=dict)
     """Label of a case that the base cannot do -> why, and whether that is because it is new; of `cases` in all."""
     cases: int = 0
+    remarks: tuple[tuple[str, str], ...] = ()  # labels of cases, and what a reader should know of them
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know, one line each: of all of it, then of each case."""
+        return (*self.general, *(f"{case}: {line}" for case, line in self.remarks))
 
     @property
     def incomparable(self) -> tuple[str, ...]:
@@ -174,11 +180,12 @@ def measure(
         )
     found = Measured(
         tuple(rounds.series()),
-        tuple(rounds.notes()),
+        tuple(rounds.general_notes()),
         rounds.environment,
         max(known.rounds for known in rounds.cases.values()),
         {known.case.label: (known.missing, known.new) for known in rounds.cases.values() if known.missing},
         len(rounds.cases),
+        tuple((known.case.label, line) for known in rounds.cases.values() for line in known.remarks()),
     )
     if base.project is None and not shared:
         found.check_base(base.name)
@@ -249,11 +256,10 @@ class Rounds:
         """Since the beginning."""
         return self._now() - self._begun
 
-    def notes(self) -> list[str]:
-        """Return what a reader should know."""
+    def general_notes(self) -> list[str]:
+        """Return what a reader should know of all cases."""
         lines = [note for checkout in self._checkouts.values() for note in checkout.notes]
-        lines += self._borrowed.values()
-        return lines + [line for known in self.cases.values() for line in known.remarks()]
+        return [*lines, *self._borrowed.values()]
 
     def _device(self, case: Measurable) -> AbstractContextManager[None]:
         """Have the device to ourselves: two runs side by side would each measure the other."""

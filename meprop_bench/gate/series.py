@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from meprop_bench.gate.judgement import Quantity
-from meprop_bench.stats import Runs
+from meprop_bench.stats import Runs, student
 
 __all__ = ["MEDIAN_ERROR", "NORMAL_IQR", "Block", "Flags", "Floats", "Integers", "Series", "Side", "Sides", "Summary"]
 
@@ -79,9 +79,8 @@ class Summary:
         """Return it from a confidence interval of the median (asv has one of 99%)."""
         if not (math.isfinite(low) and math.isfinite(high)) or count < 2:
             return cls(median, math.nan, count)
-        from scipy.special import stdtrit
-
-        return cls(median, (high - low) / (2 * float(stdtrit(count - 1, (1 + confidence) / 2))), count)
+        t = student.quantile(count - 1, (1 + confidence) / 2)
+        return cls(median, (high - low) / (2 * float(t)), count)
 
 
 Side: TypeAlias = tuple[float, ...] | Summary
@@ -106,6 +105,7 @@ class Series:
     most: int = 0  # pairs of processes that the budget allows, 0 where there is none; what is decided early has fewer
     failure: str = ""  # why the head has no figure though it should (its check failed, it crashed): such a figure fails
     unjudged: str = ""  # why there is nothing to judge: the case is new, gone, or fails in the base
+    gone: bool = False  # whether that is because the head has no such case
     decides: bool = True  # whether that leaves the result open; what is new does not
     repeats: str = ""  # the figure of the same case which says the same, and sharper: where it is judged it decides
 

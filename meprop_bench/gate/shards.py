@@ -108,7 +108,8 @@ def save(shard: GateShard, path: Path) -> None:
         "head": asdict(shard.head),
         "settings": dict(shard.settings),
         "own": shard.own,
-        "notes": list(found.notes),
+        "notes": list(found.general),
+        "remarks": list(found.remarks),
         "environment": dict(found.environment),
         "rounds": found.rounds,
         "lacking": found.lacking,
@@ -137,7 +138,9 @@ def read(path: Path) -> GateShard:
     except (ValueError, KeyError, UserError) as error:
         raise refused(f"{name} is not what `gate --shard I/N --save` writes", error, "name a file that is") from None
     count = len(shard.part(record.cases))
-    found = Measured(series, tuple(record.notes), record.environment, record.rounds, record.lacking, count)
+    found = Measured(
+        series, tuple(record.notes), record.environment, record.rounds, record.lacking, count, tuple(record.remarks)
+    )
     return GateShard(
         *(shard, tuple(record.cases), record.base, record.head, record.settings, record.own, found),
         *(tuple(record.doubts), tuple(shown(word, 1000) for word in record.repeat), record.seconds, path),
@@ -164,11 +167,12 @@ def merged(shards: Sequence[GateShard]) -> Merged:
     ordered = [by_index[index] for index in sorted(by_index)]
     found = Measured(
         tuple(_in_order(first.cases, (one for shard in ordered for one in shard.found.series))),
-        tuple(_notes(first.cases, ordered)),
+        tuple(_general_notes(ordered)),
         _environment(ordered),
         max(shard.found.rounds for shard in ordered),
         {label: why for shard in ordered for label, why in shard.found.lacking.items()},
         len(first.cases),
+        tuple(_remarks(first.cases, ordered)),
     )
     if not first.own:
         found.check_base(first.base.name)
@@ -224,7 +228,7 @@ def _check_complete(first: GateShard, found: Mapping[int, GateShard]) -> None:
         seen = {one.case for one in part.found.series}
         if strays := (seen & set(first.cases)) - part.labels:
             raise contradiction(f"{_name(part)} is shard {part.shard} and holds another's case, {shown(min(strays))}")
-        installed = all(one.case in first.cases or one.unjudged.startswith("gone") for one in part.found.series)
+        installed = all(one.case in first.cases or one.gone for one in part.found.series)
         if installed and (left_out := part.labels - seen):
             lost = shown(min(left_out))
             raise contradiction(f"no verdict: {_name(part)} has nothing of its case {lost}; measure the shard anew")
@@ -244,14 +248,19 @@ def _in_order(cases: Sequence[str], series: Iterable[Series]) -> list[Series]:
     return [*(one for case in cases for one in of_case.get(case, ())), *besides.values()]
 
 
-def _notes(cases: Sequence[str], shards: Sequence[GateShard]) -> list[str]:
-    """Return the notes in the order of a run: on all of it, then on each case; and where it was measured."""
-    lines = dict.fromkeys(note for shard in shards for note in shard.found.notes)
-    place = {f"{case}: ": number for number, case in enumerate(cases)}
-    of = {line: max((n for head, n in place.items() if line.startswith(head)), default=-1) for line in lines}
+def _general_notes(shards: Sequence[GateShard]) -> list[str]:
+    """Return the notes on all of it, each once, and where it was measured."""
+    lines = dict.fromkeys(note for shard in shards for note in shard.found.general)
     machines = {line for shard in shards if (line := common_machine([shard.found.environment]))}
     where = [f"its cases were measured by {len(shards)} shards, on {len(machines)} kinds of machines"]
-    return [*sorted(lines, key=of.__getitem__), *(where if len(machines) > 1 else [])]
+    return [*lines, *(where if len(machines) > 1 else [])]
+
+
+def _remarks(cases: Sequence[str], shards: Sequence[GateShard]) -> list[tuple[str, str]]:
+    """Return the notes on cases, in the order of a run."""
+    place = {case: number for number, case in enumerate(cases)}
+    remarks = dict.fromkeys(remark for shard in shards for remark in shard.found.remarks)
+    return sorted(remarks, key=lambda remark: place.get(remark[0], len(place)))
 
 
 def _environment(shards: Sequence[GateShard]) -> Mapping[str, Any]:
@@ -290,6 +299,7 @@ class _Series(msgspec.Struct):
     most: Number = 0
     failure: str = ""
     unjudged: str = ""
+    gone: bool = False
     decides: bool = True
     repeats: str = ""
 
@@ -304,6 +314,7 @@ class _ShardFile(msgspec.Struct):
     own: bool
     series: list[_Series]
     notes: list[str]
+    remarks: list[tuple[str, str]]
     environment: dict[str, Any]
     rounds: Number
     lacking: dict[str, tuple[str, bool]]
@@ -315,7 +326,15 @@ class _ShardFile(msgspec.Struct):
 def _record(one: Series) -> dict[str, Any]:
     """Return a figure as JSON, without what is as usual."""
     found: dict[str, Any] = {name: getattr(one, name) for name in ("case", "figure", "quantity", "unit")}
-    usual = {"own_processes": False, "most": 0, "failure": "", "unjudged": "", "decides": True, "repeats": ""}
+    usual = {
+        "own_processes": False,
+        "most": 0,
+        "failure": "",
+        "unjudged": "",
+        "gone": False,
+        "decides": True,
+        "repeats": "",
+    }
     found |= {name: value for name, otherwise in usual.items() if (value := getattr(one, name)) != otherwise}
     if one.pairs is not None:
         found["pairs"] = [[_values(pair) for pair in run] for run in one.pairs]

@@ -5,8 +5,9 @@
     limit(rate)    paces each connection (`SO_MAX_PACING_RATE`, socket(7)): a slow network on one machine, likewise
                    without a privilege
 
-gloo has a connection for each pair of ranks, and in a ring each rank sends to one neighbour, so that a limit of each
-connection is the bandwidth of a link. NCCL moves data past the sockets: there is nothing to count here.
+gloo has a connection for each pair of ranks. In a ring each rank sends to one neighbour, so that a limit of each
+connection is the bandwidth of its link; a rank that sends to all others at once has the limits of all of them. NCCL
+moves data past the sockets: there is nothing to count here.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ from meprop_bench.report.reliability import judged_runs, mean_speedup
 from meprop_bench.report.sections import AXES, WORDS, Section
 from meprop_bench.results.axes import AXES as TABLE
 from meprop_bench.results.schema import Row
-from meprop_bench.stats import LEVEL, process_medians, ratio_p_value
+from meprop_bench.stats import LEVEL, process_medians, ratio_p_value, student
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,12 +96,11 @@ def _resampled(runs: tuple[tuple[float, ...], ...]) -> Resampled:
 def _drawn(pool: np.ndarray, count: int, runs: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Return the log speed-ups of `runs` runs of `count` processes each, and which of them are slower."""
     import numpy as np
-    from scipy.special import stdtr
 
     drawn = pool[rng.random((runs, pool.size)).argpartition(count, axis=1)[:, :count]]
     means, errors = drawn.mean(axis=1), drawn.std(axis=1, ddof=1) / math.sqrt(count)
     with np.errstate(divide="ignore", invalid="ignore"):  # the same process several times in a pool leaves no doubt
-        p = stdtr(count - 1, (means - math.log(1 - MARGIN)) / errors)
+        p = student.below(count - 1, (means - math.log(1 - MARGIN)) / errors)
     return means, p <= LEVEL
 
 

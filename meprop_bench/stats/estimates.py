@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, Self
 
+from meprop_bench.stats import student
+
 __all__ = [
     "Alternative", "Estimate", "Interval", "Runs", "clear_of", "iqr", "mean_difference", "mean_interval", "median",
     "process_medians", "variance",
@@ -91,22 +93,18 @@ class Estimate:
         """Return the p-value of "it is `null`"; NaN without an error."""
         if math.isnan(self.error):
             return math.nan
-        from scipy.special import stdtr
-
         distance = self.value - null
         # Identical processes, as on a fake clock, leave no doubt.
         certain = math.copysign(math.inf, distance) if distance else 0.0
         t = distance / self.error if self.error > 0 else certain
         if alternative == "differs":
-            return min(1.0, 2 * float(stdtr(self.degrees, -abs(t))))
-        return float(stdtr(self.degrees, t if alternative == "below" else -t))
+            return min(1.0, 2 * float(student.below(self.degrees, -abs(t))))
+        return float(student.below(self.degrees, t if alternative == "below" else -t))
 
 
 @lru_cache(maxsize=1024)
 def _quantile(degrees: float, probability: float) -> float:
-    from scipy.special import stdtrit
-
-    return float(stdtrit(degrees, probability))
+    return float(student.quantile(degrees, probability))
 
 
 def process_medians(runs: Runs) -> list[float]:

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Literal
 
+from meprop_bench.stats import student
 from meprop_bench.stats.estimates import Interval, clear_of
 
 __all__ = ["LEVEL", "Verdict", "holm", "non_inferiority", "values_to_clear"]
@@ -62,10 +63,9 @@ def values_to_clear(values: Sequence[float], bound: float, power: float = 0.8, m
     if len(values) < 2:
         return None
     import numpy as np
-    from scipy.special import stdtrit
 
     counts = np.arange(2, most + 1)
-    quantiles = stdtrit(counts - 1, 0.975) + stdtrit(counts - 1, power)
+    quantiles = student.quantile(counts - 1, 0.975) + student.quantile(counts - 1, power)
     mean = math.fsum(values) / len(values)
     enough = quantiles * statistics.stdev(values, mean) < abs(mean - bound) * np.sqrt(counts)
     return int(counts[enough.argmax()]) if enough.any() else None

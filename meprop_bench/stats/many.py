@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from meprop_bench.stats import student
 from meprop_bench.stats.estimates import Estimate
 
 if TYPE_CHECKING:
@@ -20,13 +21,11 @@ def p_values(estimates: Sequence[Estimate]) -> np.ndarray:
 
     if not estimates:
         return np.empty(0)
-    from scipy.special import stdtr
-
     values, errors, degrees = _columns(estimates)
     certain = np.where(values == 0, 0.0, math.inf)
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.where(errors > 0, np.abs(values) / errors, certain)
-        found: np.ndarray = np.minimum(1.0, 2 * stdtr(degrees, -t))
+        found: np.ndarray = np.minimum(1.0, 2 * student.below(degrees, -t))
     found[np.isnan(errors)] = math.nan
     return found
 
@@ -34,11 +33,10 @@ def p_values(estimates: Sequence[Estimate]) -> np.ndarray:
 def ratios(estimates: Sequence[Estimate], confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return exp of each with its bounds (`Estimate.ratio`), estimates, lower and upper bounds."""
     import numpy as np
-    from scipy.special import stdtrit
 
     values, errors, degrees = _columns(estimates)
     kinds, of = np.unique(degrees, return_inverse=True)
-    half = stdtrit(np.maximum(kinds, 1), (1 + confidence) / 2)[of] * errors
+    half = student.quantile(np.maximum(kinds, 1), (1 + confidence) / 2)[of] * errors
     with np.errstate(over="ignore"):
         return np.exp(values), np.exp(values - half), np.exp(values + half)
 

@@ -17,7 +17,8 @@ It is no entry point, by which pytest would load it in every project of an envir
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any
 
 import pytest
 
@@ -73,10 +74,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         f"{report.nodeid}: {line}"
         for report in reports
         if getattr(report, "when", None) == "call"
-        for name, line in report.user_properties
-        if name == "paired" and (line.startswith(("not judged", "undecided")) or terminalreporter.verbosity > 0)
+        for line, verdict in _verdicts(report.user_properties)
+        if verdict in ("not judged", "inconclusive") or terminalreporter.verbosity > 0
     ]
     if lines:
         terminalreporter.section("paired comparisons")
         for line in lines:
             terminalreporter.line(line)
+
+
+def _verdicts(properties: Sequence[tuple[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Yield each claim's line, and its verdict."""
+    lines, verdicts = ([value for name, value in properties if name == kind] for kind in ("paired", "paired_verdict"))
+    yield from zip(lines, verdicts, strict=True)

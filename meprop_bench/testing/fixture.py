@@ -105,14 +105,14 @@ class Surroundings:
             self._warn_of_changes(source)
             asked = disabled and config.getoption("benchmark_disable")
             reason = "--benchmark-disable" if asked else "xdist's processes disturb each other: use -n 0"
-            self._record(f"not judged ({reason}): {claim.candidate}, {claim.wanted}")
+            self._record(f"not judged ({reason}): {claim.candidate}, {claim.wanted}", "not judged")
             if not asked:
                 pytest.skip(f"not judged: {reason}")
             return None
         undecided = undecided_of(config)
         decision = decide(claim, source.take, budget=budget_of(self.request, budget), confidence=confidence)
         self._warn_of_changes(source)
-        self._record(decision.line)
+        self._record(decision.line, decision.verdict)
         self._enter(decision)
         if decision.verdict == "pass":
             return decision
@@ -123,8 +123,8 @@ class Surroundings:
             pytest.xfail(message)
         pytest.fail(message)
 
-    def _record(self, line: str) -> None:
-        self.request.node.user_properties.append(("paired", line))
+    def _record(self, line: str, verdict: str) -> None:
+        self.request.node.user_properties += [("paired", line), ("paired_verdict", verdict)]
 
     def _warn_of_changes(self, source: EvidenceSource) -> None:
         for name in source.changed:

@@ -8,10 +8,11 @@ gradient, P ranks exchange, in numbers of 4 bytes (row numbers: 8) that each ran
 | dense, a ring | 2 (P - 1) / P · N | 2 (P - 1) for each bucket of 25 MiB |
 | dense, in 16 bits | half of that | as many |
 | dense, PowerSGD | 2 (P - 1) / P · (n + m) of each W that this makes half as large | 6 (P - 1) |
-| gathered | (P - 1) (k m + row numbers) | P - 1, twice |
-| agreed | 2 (P - 1) / P · (n scores + k m) | 2 (P - 1), twice |
+| gathered | (P - 1) (k m + row numbers) | P - 1 |
+| agreed | 2 (P - 1) / P · (n scores + k m) | 2 (P - 1), twice; between two ranks 1, twice |
 
-What is no such W (biases, output layers, embeddings) goes as a dense ring beside either. A rank's link carries
+What is no such W (biases, output layers, embeddings) goes as a dense ring beside either. Gathered rows travel together
+with their number (`distributed.gathered`), and two ranks sum by one message in each direction. A rank's link carries
 `bandwidth` in each direction and takes `latency` for a message:
 
     seconds = bytes sent / bandwidth + messages · latency
@@ -96,7 +97,7 @@ def gathered(tensors: Sequence[Tensors], ranks: int) -> Load:
     total = _rest(tensors, ranks)
     for one in tensors:
         if one.k is not None:
-            total += Load((ranks - 1) * one.k * (_NUMBER * one.m + _ROW), 2 * (ranks - 1))
+            total += Load((ranks - 1) * one.k * (_NUMBER * one.m + _ROW), ranks - 1)
     return total
 
 
@@ -105,13 +106,18 @@ def agreed(tensors: Sequence[Tensors], ranks: int) -> Load:
     total = _rest(tensors, ranks)
     for one in tensors:
         if one.k is not None:
-            total += _ring(_NUMBER * one.n, ranks, 1) + _ring(_NUMBER * one.k * one.m, ranks, 1)
+            total += _sum(_NUMBER * one.n, ranks) + _sum(_NUMBER * one.k * one.m, ranks)
     return total
 
 
 def _rest(tensors: Sequence[Tensors], ranks: int) -> Load:
     left = [one for one in tensors if one.k is None]
     return dense(left, ranks) if left else Load(0.0, 0.0)
+
+
+def _sum(nbytes: float, ranks: int) -> Load:
+    """Return what is sent when this package sums bytes: two ranks swap them whole, more go round a ring."""
+    return Load(nbytes, 1) if ranks == 2 else _ring(nbytes, ranks, 1)
 
 
 def _ring(nbytes: float, ranks: int, rounds: int) -> Load:

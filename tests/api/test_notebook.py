@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 NOTEBOOK = Path(__file__).parents[2] / "examples" / "own_model.ipynb"
-_QUICK = "utilization=False, processes=2, budget=0.2, threads=1"
+_QUICK = "utilization=False, processes=2, budget=0.2"
 
 
 def _sources(cells: list[Any]) -> list[str]:

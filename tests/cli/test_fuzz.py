@@ -173,7 +173,7 @@ def _shards(root: Path, rows: list[Row], header: dict[str, Any]) -> None:
         Series(case="a", figure="accuracy", quantity="accuracy", unit="points", base=(90.0, 91.0), head=(90.0, 92.0)),
         Series(case="b", figure="times", quantity="time", unit="s", unjudged="new: the base has none", decides=False),
     )
-    found = Measured(series, ("a: a note",), {"cpu_model": "c"}, 4, {"b": ("no", True)}, 2)
+    found = Measured(series, ("a note",), {"cpu_model": "c"}, 4, {"b": ("no", True)}, 2, (("a", "a note"),))
     sides = Revision("main", "1" * 40), Revision("the work tree", None, "f" * 12)
     words = ("gate", "--base", "1" * 40)
     save(GateShard(Shard(1, 1), ("a", "b"), *sides, {"margin": 0.1}, False, found, (), words, 9.0), root / "shard.json")

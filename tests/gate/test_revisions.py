@@ -573,7 +573,7 @@ def test_a_pair_of_processes_that_was_disturbed_throughout_is_left_out_unless_ha
     busy = PairRecord({"backward": ((1.0, 1.4),) * 4}, (True,) * 4, {}, 4)
     known = CaseRecords(case, records={0.0: [calm, busy, calm]})
     assert known.series()[0].pairs == (calm.pairs["backward"],) * 2
-    assert known.remarks() == [f"{case.label}: 1 of 3 pairs of processes were disturbed throughout, and are left out"]
+    assert known.remarks() == ["1 of 3 pairs of processes were disturbed throughout, and are left out"]
     for records in ([busy], [calm, busy], [busy, busy, calm]):
         known = CaseRecords(case, records={0.0: list(records)})
         assert len(known.series()[0].pairs or ()) == len(records)

@@ -61,10 +61,9 @@ def _split(found: Measured, of: int) -> dict[int, Measured]:
     for index in range(1, of + 1):
         own = Shard(index, of).part(_LABELS)
         series = tuple(one for one in found.series if one.case in own)
-        others = tuple(f"{label}: " for label in _LABELS if label not in own)
-        notes = tuple(note for note in found.notes if not note.startswith(others))
+        remarks = tuple(remark for remark in found.remarks if remark[0] in own)
         lacking = {label: why for label, why in found.lacking.items() if label in own}
-        parts[index] = replace(found, series=series, notes=notes, lacking=lacking, cases=len(own))
+        parts[index] = replace(found, series=series, remarks=remarks, lacking=lacking, cases=len(own))
     return parts
 
 

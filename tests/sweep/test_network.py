@@ -46,7 +46,7 @@ def test_the_update_after_gathering_moves_the_rows_of_all() -> None:
 def test_it_says_from_where_on_agreeing_takes_less() -> None:
     by_bytes = outlook_of(_profile(), Network(64, 1e9, 0.0))
     assert by_bytes.agree_from == 3
-    by_messages = outlook_of(_profile(), Network(64, 1e12, 1.0))  # agreeing has twice as many
+    by_messages = outlook_of(_profile(), Network(64, 1e12, 1.0))  # agreeing has more of them
     assert by_messages.agree_from is None
 
 
@@ -59,7 +59,7 @@ def test_it_says_below_which_k_rows_beat_a_ring() -> None:
 def test_it_prints_its_assumptions() -> None:
     outlook = outlook_of(_profile(), Network(64, 25e9, 20e-6))
     text = as_text(outlook)
-    for word in ("25 Gbit/s", "20 µs", "from 3 ranks on", "Assumed", *EXCHANGED.values()):
+    for word in ("25 Gbit/s", "20 µs", "from 4 ranks on", "Assumed", *EXCHANGED.values()):
         assert word in " ".join(text.split()), word
     assert outlook.to_json()["network"] == {"ranks": 64, "bandwidth": 25e9, "latency": 20e-6}
 

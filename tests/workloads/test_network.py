@@ -34,6 +34,12 @@ def test_agreed_rows_are_summed_and_so_do_not_grow_with_the_ranks() -> None:
     assert agreed(_LAYER, 64).bytes == pytest.approx(2 * 63 / 64 * (block + 4 * 2048))
 
 
+def test_rows_take_the_messages_that_the_exchange_sends() -> None:
+    rows = _LAYER[:1]
+    assert [gathered(rows, ranks).messages for ranks in (2, 8)] == [1, 7]
+    assert [agreed(rows, ranks).messages for ranks in (2, 8)] == [2, 2 * 14]
+
+
 def test_agreeing_sends_less_from_three_ranks_on() -> None:
     sent = {ranks: (agreed(_LAYER, ranks).bytes, gathered(_LAYER, ranks).bytes) for ranks in (2, 3, 8)}
     assert sent[2][0] > sent[2][1]

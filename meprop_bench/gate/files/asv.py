@@ -33,6 +33,7 @@ from meprop_bench.gate.names import quoted, shown
 from meprop_bench.gate.series import MEDIAN_ERROR, NORMAL_IQR, Floats, Summary
 from meprop_bench.results.costs import COSTS
 from meprop_bench.results.redact import one_line
+from meprop_bench.stats import student
 
 __all__ = ["VERSION", "date", "identity", "medians", "read", "series", "units_of"]
 
@@ -136,8 +137,6 @@ def medians(
 
 def _disagreement(entry: Mapping[str, Any], values: list[Any], *, tracked: bool) -> Floats:
     """Return `evidence.disagreement` of each point, of what `_add` makes of it; 0 where nothing tells."""
-    from scipy.special import stdtrit
-
     found = np.zeros(len(values))
     samples = entry.get("samples") or ()
     repeats = entry.get("stats_repeat")
@@ -151,7 +150,7 @@ def _disagreement(entry: Mapping[str, Any], values: list[Any], *, tracked: bool)
                 continue
             width = np.array(ends[1], np.float64) - np.array(ends[0], np.float64)
             if low == "ci_99_a":
-                t = stdtrit(np.maximum(count - 1, 1), 0.995)
+                t = student.quantile(np.maximum(count - 1, 1), 0.995)
                 width *= np.sqrt(count) * NORMAL_IQR / MEDIAN_ERROR / 2 / t
                 width[~(count > 1)] = np.nan
             half = np.where(np.isfinite(half), half, width / 2 / median)

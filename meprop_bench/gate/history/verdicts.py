@@ -42,7 +42,7 @@ import numpy.typing as npt
 
 from meprop_bench.gate.history.noise import Expected, common_shift, unrest
 from meprop_bench.gate.series import Flags, Floats, Integers
-from meprop_bench.stats import holm
+from meprop_bench.stats import holm, student
 
 __all__ = ["REASONS", "Candidate", "Found", "judge"]
 
@@ -146,8 +146,6 @@ class _Evidence:
         cls, run: Candidate, known: Expected, bound: Floats, benchmarks: Integers, alike: Flags | None = None
     ) -> _Evidence:
         """Say what a run says; what all its figures share is taken from those that are `alike`, by default all."""
-        from scipy.special import stdtr
-
         distance = run.logs - known.level
         shared = distance if alike is None else np.where(alike, distance, np.nan)
         shift = common_shift(shared, benchmarks)
@@ -158,7 +156,7 @@ class _Evidence:
         sure, error = change - excess, known.error * more
         with np.errstate(divide="ignore", invalid="ignore"):
             t = np.where(error > 0, (sure - bound) / error, np.where(sure > bound, np.inf, -np.inf))
-        p = stdtr(known.degrees.astype(np.float64), -t)
+        p = student.below(known.degrees.astype(np.float64), -t)
         within = np.maximum(_NEAR * known.spread * more, _NEARLY * known.farthest)
         near = np.abs(change - known.farthest) <= within
         seen = near | (sure <= known.beyond + known.spread * more)
@@ -202,8 +200,6 @@ def judge(
     `bound` is what each may lose (log scale), `decides` which are judged at once, `alpha` the chance, one-sided, at
     which any of them may fail by noise alone.
     """
-    from scipy.special import stdtrit
-
     found = _Evidence.of(first, known, bound, benchmarks)
     judged = decides & np.isfinite(found.p)
     family, power = max(int(judged.sum()), 1), 2 if confirm else 1
@@ -233,8 +229,8 @@ def judge(
 
     degrees = known.degrees.astype(np.float64)
     with np.errstate(invalid="ignore"):
-        tail = -stdtrit(degrees, (alpha / family) ** (1 / power)) * found.error
-        half = -stdtrit(degrees, alpha) * found.error
+        tail = -student.quantile(degrees, (alpha / family) ** (1 / power)) * found.error
+        half = -student.quantile(degrees, alpha) * found.error
     reach = np.fmax(bound + tail, known.beyond + known.spread * found.wider)
     hides = reach > _HIDDEN
     # Of few values no spread is known well; more of them may do.
