@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from meprop_bench import pickling
 from meprop_bench.cache import places, writable
@@ -393,28 +393,46 @@ def guarded(name: str, done: str) -> Iterator[None]:
 
 @contextmanager
 def unchanged(name: str, done: str) -> Iterator[None]:
-    """Refuse what a user's code changes of the process."""
-    before = _surroundings()
-    yield
-    for what, value in _surroundings().items():
-        if value != before.get(what, value):
-            raise UserError(f"{name} changes {what} when it is {done} ({before[what]} to {value}), which changes what"
-                            " is measured: leave that to the options, or do it under"
-                            ' if __name__ == "__main__"')  # fmt: skip
+    """Refuse what a user's code changes of the process, and put it back: other code may run in it afterwards."""
+    before = [(state, state.read()) for state in _process_states()]
+    try:
+        yield
+    finally:
+        changed = [(state, value, now) for state, value in before if (now := state.read()) != value]
+        for state, value, _ in changed:
+            state.write(value)
+    for state, value, now in changed:
+        raise UserError(f"{name} changes {state.name} when it is {done} ({value} to {now}), which changes what"
+                        " is measured: leave that to the options, or do it under"
+                        ' if __name__ == "__main__"')  # fmt: skip
 
 
-def _surroundings() -> dict[str, Any]:
-    """Return what a user's code must leave as it is; of torch nothing while it is not there."""
-    folder = {"the working directory": os.getcwd()}
+class _ProcessState(NamedTuple):
+    """What a user's code must leave as it is."""
+
+    name: str
+    read: Callable[[], Any]
+    write: Callable[[Any], Any]
+
+
+def _process_states() -> list[_ProcessState]:
+    """Return all of them; of torch none while it is not there."""
+    folder = _ProcessState("the working directory", os.getcwd, os.chdir)
     if (torch := sys.modules.get("torch")) is None or not hasattr(torch, "is_anomaly_enabled"):
-        return folder
-    return {
-        "torch's number of threads": torch.get_num_threads(),
-        "torch's default dtype": torch.get_default_dtype(),
-        "torch's default device": torch.get_default_device(),
-        "whether torch computes gradients": torch.is_grad_enabled(),
-        "the precision of torch's matrix products": torch.get_float32_matmul_precision(),
-        "whether torch is deterministic": torch.are_deterministic_algorithms_enabled(),
-        "whether torch looks for anomalies": torch.is_anomaly_enabled(),
-        **folder,
-    }
+        return [folder]
+    precision = torch.get_float32_matmul_precision, torch.set_float32_matmul_precision
+    exact = torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms
+
+    def set_device(device: Any) -> None:
+        torch.set_default_device(None if device.type == "cpu" else device)  # which it is where nobody sets one
+
+    return [
+        folder,
+        _ProcessState("torch's number of threads", torch.get_num_threads, torch.set_num_threads),
+        _ProcessState("torch's default dtype", torch.get_default_dtype, torch.set_default_dtype),
+        _ProcessState("torch's default device", torch.get_default_device, set_device),
+        _ProcessState("whether torch computes gradients", torch.is_grad_enabled, torch.set_grad_enabled),
+        _ProcessState("the precision of torch's matrix products", *precision),
+        _ProcessState("whether torch is deterministic", *exact),
+        _ProcessState("whether torch looks for anomalies", torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+    ]

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from meprop_bench.errors import Absent, UserError
+from meprop_bench.tasks import build as build_module
 from meprop_bench.tasks.build import Stream, call, check_name, find, is_model, seeded, source_of, unchanged
 from meprop_bench.training import Training
 
@@ -126,19 +127,9 @@ def test_a_dictionary_is_a_training(own_model):
     ],
 )
 def test_side_effects_of_an_import(own_model, lines, message):
-    folder, threads, dtype = os.getcwd(), torch.get_num_threads(), torch.get_default_dtype()
-    precision = torch.get_float32_matmul_precision()
-    try:
-        found = refused(find, own_model(lines))
-    finally:
-        os.chdir(folder)
-        torch.set_num_threads(threads)
-        torch.set_default_dtype(dtype)
-        torch.set_grad_enabled(True)
-        torch.autograd.set_detect_anomaly(False)
-        torch.use_deterministic_algorithms(False)
-        torch.set_float32_matmul_precision(precision)
-        torch.set_default_device(None)
+    before = [state.read() for state in build_module._process_states()]
+    found = refused(find, own_model(lines))
+    assert [state.read() for state in build_module._process_states()] == before
     assert re.search(message, found), found
     assert "my_model.py" in found
 
