@@ -76,9 +76,12 @@ import meprop_bench as mb
 SHARE = 0.0  # by how much a commit is slower
 
 
-def _wait(begun):
-    end = time.perf_counter()
-    end += SHARE * (end - begun)
+def _end(begun):
+    now = time.perf_counter()
+    return now + SHARE * (now - begun)
+
+
+def _wait(end):
     while time.perf_counter() < end:
         pass
 
@@ -91,7 +94,7 @@ class Model(nn.Module):
         )
         self.begun = 0.0
         if SHARE:  # the first layer's weight gets its gradient last
-            self.inner[0].weight.register_post_accumulate_grad_hook(lambda _: _wait(self.begun))
+            self.inner[0].weight.register_post_accumulate_grad_hook(lambda _: _wait(_end(self.begun)))
 
     def begin(self, gradient):
         self.begun = time.perf_counter()
@@ -100,9 +103,10 @@ class Model(nn.Module):
         begun = time.perf_counter()
         y = self.inner(x)
         if SHARE:
-            if y.requires_grad:
+            end = _end(begun)
+            if y.requires_grad:  # what this takes is a part of the share
                 y.register_hook(self.begin)
-            _wait(begun)
+            _wait(end)
         return y
 
 
