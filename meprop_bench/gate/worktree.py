@@ -217,8 +217,12 @@ def _snapshot(repository: Path, slot: Path, within: Path | None) -> Checkout:
     listed = _git(
         repository, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--deduplicate", "--", *what
     ).stdout
+    plain = {repository, *repository.parents}  # folders that are no links, or above the repository
     for name in filter(None, listed.split("\0")):
         source, target = repository / name, folder / name
+        if any(parent.is_symlink() for parent in source.parents if parent not in plain):
+            continue  # its folder has become a link, which git has in its place
+        plain.update(source.parents)
         if source.is_symlink() or source.is_file():  # neither deleted, nor a submodule
             target.parent.mkdir(parents=True, exist_ok=True)
             with suppress(FileNotFoundError):  # deleted right now
