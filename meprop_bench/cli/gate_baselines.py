@@ -37,7 +37,11 @@ def save_as_baseline(
     from meprop_bench.gate.baselines import save
 
     baselines = Baselines(folder)
-    before = baselines.named(name) if name in baselines else None
+    before = None
+    try:
+        before = baselines.named(name) if name in baselines else None
+    except UserError as error:  # there is nothing left to compare with; it is replaced by its digest alone
+        click.echo(f"meprop-bench: {error}", err=True)
     if before is not None:
         try:
             compare(before)
@@ -77,7 +81,8 @@ def list_baselines(baselines: Path) -> int:
             remarks.append(str(error))
         else:
             lines.append((one.name, f"{one.saved:%Y-%m-%d}", one.source, one.machine, one.digest))
-    write_tables(plain_section("", columns, lines, left=columns))
+    if lines:
+        write_tables(plain_section("", columns, lines, left=columns))
     for remark in remarks:
         click.echo(remark)
     return ExitCode.USAGE if remarks else ExitCode.OK

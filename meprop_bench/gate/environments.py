@@ -22,6 +22,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -52,6 +53,7 @@ _OF_ANOTHER = ("PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "VIRTUAL_ENV", "CON
                "PIP_USER")  # fmt: skip
 """Variables by which a command would install elsewhere, or find what is not in its environment."""
 
+_ERROR = re.compile(r"(?i)error: ")
 _LAST = 12
 """Lines of what a command that failed printed, which are shown."""
 
@@ -246,7 +248,9 @@ def _run(command: str, key: str, folder: Path, environments: Sequence[Path]) -> 
         raise
     if process.returncode != 0:
         lines = _lines(printed)
-        said = f": {one_line(lines[-1])}" if lines else ""
+        # A compiler's last lines are a picture of the place.
+        told = next((line for line in reversed(lines) if _ERROR.search(line)), lines[-1] if lines else "")
+        said = f": {one_line(told)}" if told else ""
         ended = f"{key} ({command}) ended with status {process.returncode}{said}"
         raise InstallError(ended, "\n".join(lines[-_LAST:]))
 

@@ -78,9 +78,9 @@ _BREAKS = re.compile(r"(?<=[/:_\[\]=,-])(?=\w)|[^\W_]{24}(?=\w)|(?:\\\W){24}(?=\
 """After this a long word may be broken, once it is escaped: a path would be as wide as a page."""
 _FIXED = "\u00a0"
 _UNDECIDED = (
-    "More pairs (`--budget`, `--pairs`), a quieter machine or a wider margin would decide what has an interval."
+    "More pairs (`--budget`, `--pairs`), a quieter machine or a wider margin would decide what was measured in both."
 )
-_UNMEASURED = "What has none was not measured in both: if that is meant to be so, `report-only` takes it out."
+_UNMEASURED = "What was not measured in both stays open: if that is meant to be so, `report-only` takes it out."
 _MARKS = {"Passed": "✅", "Failed": "❌", "Inconclusive": "❔", "Not comparable": "⚠️"}
 _RUN = re.compile(r"https://[\w.:-]+/[\w.-]+/[\w.-]+/actions/runs/\d+")
 
@@ -169,7 +169,7 @@ def _text(outcome: Outcome, rows: Sequence[tuple[Judgement, str]], whole: str) -
     further = len(outcome.notes) - _MOST_NOTES
     notes = [*outcome.notes[:_MOST_NOTES], *([f"and {further} more notes"] if further > 0 else [])]
     lines.append("\n".join(f"- {escaped(neutral(note.strip()))}" for note in notes))
-    for verdict, title in (("pass", "passed"), ("report_only", "only reported, and not decided by")):
+    for verdict, title in (("pass", "passed"), ("report_only", "only reported, which do not decide")):
         if parts[verdict]:
             lines += _folded(f"{counts[verdict]} {title}", _table(parts[verdict]))
     hints = OutcomeDocument(outcome).hints

@@ -28,6 +28,7 @@ import difflib
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,6 +48,7 @@ PACKAGE = "meprop_bench"
 _WORKER = f"{PACKAGE}/sweep/worker.py"
 _MTIME = 1_000_000_000
 """Time of change of all files, in seconds: any constant will do."""
+_EXECUTABLE = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
 
 _OF_ONE_REPOSITORY = (
     *("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_NAMESPACE", "GIT_PREFIX"),
@@ -215,12 +217,18 @@ def _snapshot(repository: Path, slot: Path, within: Path | None) -> Checkout:
     listed = _git(
         repository, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--deduplicate", "--", *what
     ).stdout
+    plain = {repository, *repository.parents}  # folders that are no links, or above the repository
     for name in filter(None, listed.split("\0")):
         source, target = repository / name, folder / name
+        if any(parent.is_symlink() for parent in source.parents if parent not in plain):
+            continue  # its folder has become a link, which git has in its place
+        plain.update(source.parents)
         if source.is_symlink() or source.is_file():  # neither deleted, nor a submodule
             target.parent.mkdir(parents=True, exist_ok=True)
             with suppress(FileNotFoundError):  # deleted right now
                 shutil.copyfile(source, target, follow_symlinks=False)
+                if not source.is_symlink() and source.stat().st_mode & stat.S_IXUSR:  # all that git keeps of a mode
+                    target.chmod(target.stat().st_mode | _EXECUTABLE)
     known = _settle(folder, "head", "the work tree", within)
     found = _git(repository, "rev-parse", "--verify", "--quiet", "HEAD^{commit}", check=False)
     commit = found.stdout.strip() or None

@@ -231,3 +231,17 @@ def test_annotations_and_gitlabs_report_are_written_by_their_endings(folder, cap
             capsys.readouterr().out
             == Path({"github": "gate.annotations", "gitlab": "gl.codequality.json"}[form]).read_text()
         )
+
+
+def test_a_baseline_that_was_changed_can_be_saved_anew(folder, saved, capsys):
+    kept = next((folder / "baselines/main").rglob("before.json"))
+    kept.write_text(kept.read_text() + " ")
+    again = ["gate", "--candidate", "same.json", "--save-baseline", "main"]
+    assert run(again) == ExitCode.USAGE
+    told = capsys.readouterr().err
+    assert "are not those that were saved" in told
+    assert f"--replace {saved.digest}" in told
+    assert run(["gate", "baselines"]) == ExitCode.USAGE
+    assert capsys.readouterr().out.startswith("the results of the baseline main are not those")
+    assert run([*again, "--replace", saved.digest]) == ExitCode.OK
+    assert Baselines().named("main").source.startswith("same.json")

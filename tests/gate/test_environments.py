@@ -136,6 +136,14 @@ def test_a_command_that_fails_says_so(settings: Settings, tmp_path: Path, cache:
     assert caught.value.tail == "no"
 
 
+def test_of_a_compilers_picture_the_error_is_told(tmp_path: Path, cache: Path) -> None:
+    printed = ("fast.c:6:11: error: expected ; before return", "    6 | broken return", "      | ;")
+    failing = Settings(install="; ".join(f"echo '{line}'" for line in printed) + "; exit 1")
+    with pytest.raises(InstallError) as caught:
+        installed(_checkout(tmp_path / "slot", "base"), failing, cache=cache)
+    assert str(caught.value).endswith(f"ended with status 1: {printed[0]}")
+
+
 def test_one_that_failed_is_not_kept(tmp_path: Path, cache: Path) -> None:
     failing = Settings(install=f"test -e {tmp_path}/there", lock=("requirements.lock",))
     checkout = _checkout(tmp_path / "slot", "base")

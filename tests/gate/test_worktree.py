@@ -334,6 +334,31 @@ def test_a_project_is_written_out_whole(repository: Path, cache: Path) -> None:
     assert [path.name for path in cache.iterdir()] == ["slot-0.lock"]
 
 
+def test_a_program_of_a_project_can_be_run_in_both(repository: Path, cache: Path) -> None:
+    _write(repository, {"build.sh": "#!/bin/sh\n", "data.txt": "x"})
+    (repository / "build.sh").chmod(0o755)
+    (repository / "link").symlink_to("build.sh")
+    _git(repository, "add", ".")
+    _git(repository, "commit", "-q", "-m", "with a program")
+    with work_trees(repository, "HEAD", None, project=repository, cache=cache) as sides:
+        for side in sides:
+            assert os.access(side.folder / "build.sh", os.X_OK)
+            assert not (side.folder / "data.txt").stat().st_mode & 0o111
+            assert os.readlink(side.folder / "link") == "build.sh"
+
+
+def test_a_folder_that_has_become_a_link_is_one_in_the_snapshot(repository: Path, cache: Path, tmp_path: Path) -> None:
+    _write(repository, {"data/one.txt": "x"})
+    _git(repository, "add", ".")
+    _git(repository, "commit", "-q", "-m", "with data")
+    (repository / "data").rename(tmp_path / "elsewhere")
+    (repository / "data").symlink_to(tmp_path / "elsewhere")
+    with work_trees(repository, "HEAD", None, project=repository, cache=cache) as (base, head):
+        assert not (base.folder / "data").is_symlink()
+        assert os.readlink(head.folder / "data") == str(tmp_path / "elsewhere")
+        assert (head.folder / "data/one.txt").read_text() == "x"
+
+
 def test_a_project_in_a_folder_that_the_base_did_not_have(repository: Path, cache: Path) -> None:
     _write(repository, {"packages/one/bench.py": "x"})
     with work_trees(repository, "HEAD", None, project=repository / "packages/one", cache=cache) as (base, head):

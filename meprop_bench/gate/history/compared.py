@@ -20,6 +20,7 @@ from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.gate.evidence import disagreement, medians
 from meprop_bench.gate.files.compared import differing
 from meprop_bench.gate.files.figures import OWN_PROCESSES, Figures, Kind
+from meprop_bench.gate.files.machine import common_machine
 from meprop_bench.gate.history.noise import LEAST, Expected, benchmark_of, benchmarks_of, expected
 from meprop_bench.gate.history.runs import FAILED, Run, where, where_of
 from meprop_bench.gate.history.table import History
@@ -45,6 +46,8 @@ _LARGEST = 700.0
 _SHIFT_SHOWN = 0.01
 """Common shifts of less are not worth a line."""
 _RESTLESS = 1.5
+_SAME = 1e-9
+"""Share by which the medians of one run differ at most, by how they were reckoned."""
 _EXAMPLE = 0.25
 """The slowdown of which is said in how many figures it would have stood out."""
 _REASON_SHIFT = "all figures moved together: the machine or the environment moved, or what all share"
@@ -112,18 +115,19 @@ def compare(
     """Return the verdicts on a candidate, with up to two more runs of it; `name` is the history's."""
     if not len(head) and not head.failures:
         raise UserError(f"{head.name} holds no figures: measure first", ExitCode.NOTHING_MEASURED)
-    rows, notes = _runs(history, name, head)
+    own = _Figures.of(head, history, settings)
+    others = [_Figures.of(one, history, settings) for one in again]
+    rows, notes = _runs(history, name, head, [own, *others])
     for which, one in zip(_WHICH, again, strict=False):
         if reason := _elsewhere(one, head):
             raise UserError(f"the {which} run is of another environment: {reason}", ExitCode.NOT_COMPARABLE)
     window = settings.window
     recent = history.values[rows[-_LOOKED_AT * window :]]
-    own = _Figures.of(head, history, settings)
     raw = np.where(own.columns >= 0, recent[:, own.columns], np.nan)
     apart = history.disagreement[rows[-_LOOKED_AT * window :]][:, own.columns]
     known = expected(_logs(raw), benchmarks := benchmarks_of(own.cases), window, apart)
     rules = _Rules.of(own, known, settings)
-    more = [own.aligned(_Figures.of(one, history, settings)) for one in again]
+    more = [own.aligned(other) for other in others]
     second, third = (*more, None, None)[:2]
     found = judge(
         Candidate(_logs(own.values), own.disagreement),
@@ -149,6 +153,7 @@ def compare(
         lines.judgements(),
         tuple(dict.fromkeys((*head.notes, *notes, *_notes(found, history, recent, head)))),
         doubts=tuple(head.doubts),
+        machine=common_machine(head.environments.get(key, {}) for key in head.environment_keys),
         allowed=settings.inconclusive_allowed(history=True),
         past=_past(history, rows[-_LOOKED_AT * window :], _counted(raw, window), known, found, more),
         firm=int(firm.sum()) + lines.firm,
@@ -157,11 +162,16 @@ def compare(
     )
 
 
-def _runs(history: History, name: str, head: Figures) -> tuple[Integers, list[str]]:
-    """Return the rows of the runs that count, and what is to be said of the others."""
+def _runs(history: History, name: str, head: Figures, judged: Sequence[_Figures]) -> tuple[Integers, list[str]]:
+    """Return the rows of the runs that count, and what is to be said of the others; `judged` are those that are judged
+    by them.
+    """
     here, when = where(where_of(head)), math.inf if head.when is None else head.when
     alike = [row for row, run in enumerate(history.runs) if run.where == here]
     rows = [row for row in alike if _before(history.runs[row], when)]
+    if undated := [row for row in rows if not math.isfinite(when) or math.isnan(history.runs[row].when)]:
+        copies = {row for row in undated if any(_same(history, row, one) for one in judged)}
+        rows = [row for row in rows if row not in copies]
     notes = []
     if history.unread:
         first = "; ".join(f"{shown(file, 80)}: {why}" for file, why in history.unread[:_SHOWN])
@@ -176,8 +186,9 @@ def _runs(history: History, name: str, head: Figures) -> tuple[Integers, list[st
         notes.append(f"{len(alike) - len(rows)} runs of {name} are the candidate, or were not made before it")
     if len(rows) < LEAST:
         why = f": {'; '.join(notes)}" if notes else ""
+        count = f"{len(rows)} run{'s' * (len(rows) != 1)}"
         raise UserError(
-            f"{name} holds {len(rows)} runs before {head.name} and in its environment, {LEAST} are needed{why}",
+            f"{name} holds {count} before {head.name} and in its environment, {LEAST} are needed{why}",
             ExitCode.NOT_COMPARABLE,
         )
     return np.array(rows, np.int64), notes
@@ -186,6 +197,13 @@ def _runs(history: History, name: str, head: Figures) -> tuple[Integers, list[st
 def _before(run: Run, when: float) -> bool:
     """Whether a run was made before the candidate: that itself, and a copy of it, was made when it was."""
     return not run.when >= when  # one that does not say when, counts
+
+
+def _same(history: History, row: int, one: _Figures) -> bool:
+    """Whether a run has the very values of another: where no date tells, it is that run, or a copy."""
+    known = one.columns >= 0
+    values = history.values[row, one.columns[known]]
+    return bool(known.any()) and np.allclose(values, one.values[known], rtol=_SAME, atol=0, equal_nan=True)
 
 
 def _elsewhere(second: Figures, head: Figures) -> str:
@@ -302,6 +320,7 @@ class _Lines:
                 verdict, reason = "inconclusive", f"{reason}: a second run has to confirm it"
                 self.firm, self.firm_failures = self.firm + 1, self.firm_failures + 1
             self._add(case, kind, verdict, reason, int(ran.sum()))
+            self._rows[-1]["margin"] = settings.margins_of([case], kind.figure, kind.quantity)[0]
 
     def add_shift(self, shift: float, settings: Settings) -> None:
         """Add a line for the run as a whole, where it is beyond the margin of times: if there are two, both are."""

@@ -53,6 +53,24 @@ def test_a_copy_of_a_run_in_the_history_is_not_judged_by_itself(twenty, judged, 
     assert of(judged(copy), "m.B.time_3(1)").pairs == 20
 
 
+def test_without_dates_a_run_is_not_judged_by_itself_either(twenty, judged, tmp_path):
+    for number in range(20):
+        twenty.run(number, date=None)
+    slow = {"m.B.time_3": 1.3}
+    first, second = (twenty.run(20, slow, date=None, name=name) for name in ("first.json", "second one.json"))
+    (copy := tmp_path / "candidate.json").write_bytes(first.read_bytes())
+    confirmed = judged(first, second)
+    assert (confirmed.exit_code, of(confirmed, "m.B.time_3(1)").pairs) == (ExitCode.REGRESSION, 20)
+    second.unlink()
+    for candidate in (first, copy):
+        assert of(judged(candidate), "m.B.time_3(1)").verdict == "fail"
+    assert "1 runs of box are the candidate" in " ".join(judged(first).notes)
+
+
+def test_the_machine_is_named(twenty, judged):
+    assert judged(twenty.run(20)).machine == "AMD EPYC, 2 cores, Linux, Python 3.11"
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [({"python": "3.13", "params": {"python": "3.13"}}, "another environment"), ({"date": 10}, "not made before it")],
@@ -170,6 +188,7 @@ def test_how_much_may_be_inconclusive_is_stated(twenty, judged):
 
 def test_a_benchmark_that_now_fails_is_a_failure_unless_it_often_did(twenty, judged):
     failed = judged(twenty.run(20, failed=("m.B.time_3",)))
+    assert {one.margin for one in failed.judgements} == {MARGINS["time"]}
     assert failed.exit_code == ExitCode.REGRESSION
     assert of(failed, "m.B.time_3(1)").reason == "asv has it as failed"
     asked = judged(twenty.run(20, failed=("m.B.time_3",)), confirm=True)
