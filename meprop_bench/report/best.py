@@ -16,7 +16,7 @@ from operator import not_
 
 from meprop_bench.errors import UserError, one_of
 from meprop_bench.methods import METHODS
-from meprop_bench.report.cells import counted, failure, ratio, ratio_within
+from meprop_bench.report.cells import capital, counted, failure, ratio, ratio_within
 from meprop_bench.report.conversion import conversion
 from meprop_bench.report.quality import held, verdict_at
 from meprop_bench.report.sections import distinct_rows
@@ -180,8 +180,8 @@ class _Candidates:
     def _quality(self, row: Row) -> str:
         if (found := row.parity) is None:
             return "Its accuracy was not compared: compare it before you use it."
-        said = held(found, self._margin, "its ")
-        return f"{said[0].upper()}{said[1:]}, over {counted(len(found.seeds), 'seed')} of {found.steps:,} steps."
+        said = capital(held(found, self._margin, "its "))
+        return f"{said}, over {counted(len(found.seeds), 'seed')} of {found.steps:,} steps."
 
     def _doubts(self) -> list[str]:
         """Name what might be faster, and cannot be believed."""

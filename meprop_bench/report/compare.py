@@ -127,12 +127,13 @@ class Comparison(Changes):
 
     def _counted(self) -> list[str]:
         cases = len({change.head.case_id for change in self.changes})
-        lines = [f"{len(self.changes)} phases of {cases} cases in both."]
+        lines = [f"{counted(len(self.changes), 'phase')} of {counted(cases, 'case')} in both."]
         apart = zip(("base", "head"), self.apart, strict=True)
-        if alone := [f"{count} phases in {name} alone" for name, count in apart if count]:
+        if alone := [f"{counted(count, 'phase')} in {name} alone" for name, count in apart if count]:
             lines.append(f"Not compared: {', '.join(alone)}.")
         if doubted := sum(change.doubted for change in self.changes):
-            lines.append(f"{doubted} phases whose dense times disagree are in no mean.")
+            are = "is" if doubted == 1 else "are"
+            lines.append(f"{counted(doubted, 'phase')} whose dense times disagree {are} in no mean.")
         return lines
 
     def _other_environments(self) -> list[str]:

@@ -25,7 +25,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from meprop_bench.measure.environment import NOT_IN_ID
-from meprop_bench.report.cells import ABSENT, Cell, ratio, ratio_within, seconds
+from meprop_bench.report.cells import ABSENT, Cell, counted, ratio, ratio_within, seconds
 from meprop_bench.report.document import Document
 from meprop_bench.report.findings import Finding, plain
 from meprop_bench.report.sections import BARS, Section
@@ -317,7 +317,7 @@ def machine_name(environment: object) -> str:
     cores = environment.get("cpu_usable_cores")
     parts = (
         environment.get("cpu_model") or environment.get("cpu") or environment.get("architecture"),
-        f"{cores} core{'s' * (cores != 1)}" if cores else None,
+        counted(cores, "core") if isinstance(cores, int) and cores else None,
         environment.get("cpu_capability"),
     )
     return one_line(", ".join(str(part) for part in parts if part), 80) or "an unknown machine"
