@@ -148,5 +148,5 @@ def _read(path: Path, form: str, loads: Callable[[str], Any]) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"it is not {form}: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(record, dict):
-        raise ValueError(f"it holds no object but {type(record).__name__}")
+        raise ValueError(f"it holds a {type(record).__name__}, not an object")
     return record

@@ -142,12 +142,11 @@ class _Candidates:
             more = f" and {len(rivals) - 3} more" * (len(rivals) > 3)
             names = ", ".join(map(method_name, rivals[:3])) + more
             lines = [
-                f"Which is fastest is not decided: {names} and {method_name(first)} are not told apart, as their"
-                " intervals overlap.",
+                f"Which is fastest is not decided: the intervals of {names} and {method_name(first)} overlap.",
                 f"{method_name(first)} has the highest figure: {self._phase} is {_speed(first)} as fast as dense.",
             ]
         lines.append(self._quality(first))
-        reasons = {"fail": "loses more accuracy than the margin", "inconclusive": "has an accuracy that is not decided"}
+        reasons = {"fail": "loses more accuracy than the margin", "inconclusive": "has an undecided accuracy"}
         faster = self._faster[: self._faster.index(first)]
         lines += [f"{method_name(row)}, {_speed(row)}, {reasons[self._verdict(row) or 'fail']}." for row in faster]
         return Best(first, (*lines, *self._doubts()), decided=not rivals)
@@ -155,19 +154,19 @@ class _Candidates:
     def _none(self) -> list[str]:
         """Say why there is none."""
         if open_ := self._judged("inconclusive"):
-            first = "Not decided: of what is faster than dense, no accuracy is shown to hold; more seeds may show it."
+            first = "Not decided: no case faster than dense is shown to keep the accuracy; more seeds may show it."
             return [
                 first,
                 f"The fastest of these is {method_name(open_[0])}, {_speed(open_[0])}.",
                 self._quality(open_[0]),
             ]
         if lost := self._judged("fail"):
-            first = "Stay dense: all that is faster loses more accuracy than the margin."
+            first = "Stay dense: every faster case loses more accuracy than the margin."
             return [first, f"The fastest is {method_name(lost[0])}, {_speed(lost[0])}.", self._quality(lost[0])]
         if not self._believed:
-            return ["Not decided: no speed-up is a figure that can be believed."]
+            return ["Not decided: no measured speed-up can be believed."]
         top = max(self._believed, key=lambda row: _interval(row).estimate)
-        first = "Stay dense: no case is told apart from dense as faster."
+        first = "Stay dense: no case is significantly faster than dense."
         return [first, f"The highest figure is that of {method_name(top)}, {_speed(top)}."]
 
     def _judged(self, *verdicts: Verdict | None) -> list[Row]:

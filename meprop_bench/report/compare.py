@@ -51,8 +51,8 @@ _REMARK = (
     " all ratios here are judged at once (Holm)."
 )
 _HINTS = (
-    "The two were measured one after the other. What the machine did in between is in the times and in no interval;"
-    " the change of the speed-up is nearly free of it, since dense ran beside sparse each time.",
+    "The two were measured one after the other. What the machine did in between affects the times, and no interval"
+    " shows it; the change of the speed-up is nearly free of it, since dense ran beside sparse each time.",
     "To decide whether a revision is slower, measure both interleaved: meprop-bench gate --base REVISION.",
 )
 

@@ -174,7 +174,7 @@ class Index:
 
     @property
     def notes(self) -> Sequence[str]:
-        """Nothing was noticed that has no line."""
+        """None: all that was noticed has a line."""
         return ()
 
     @property

@@ -318,7 +318,7 @@ def _undecided(
         if non_inferiority(best.equal_steps, metric.margin) == "pass":
             what, then = "but the step is not shown to be faster: time it on an idle machine", ""
         return (
-            f"Undecided: of {best.arm.label} {_step(best)}, {_quality(best, metric)}, {what}."
+            f"Undecided: with {best.arm.label} {_step(best)}, {_quality(best, metric)}, {what}."
             f"{_at_equal_time(best, metric)}{then}"
         )
     open_arms = f"{len(still_open)} of {len(found)} arms" if len(still_open) < len(found) else "any arm"
@@ -334,7 +334,7 @@ def _dense(found: Sequence[ArmResult], metric: Metric) -> str:
         assert best.equal_steps is not None
         passes = non_inferiority(best.equal_steps, metric.margin) == "pass"
         head = (
-            f"Stay dense: of {best.arm.label} {_step(best)}, {_quality(best, metric)}"
+            f"Stay dense: with {best.arm.label} {_step(best)}, {_quality(best, metric)}"
             f"{f' (passes at {metric.margin:.4g})' if passes else ''}, but dense with the same seconds is better."
             f"{_at_equal_time(best, metric)}"
         )

@@ -125,8 +125,8 @@ class Case(Axes[Never]):
             self._check_maps(self.size, self.filter)
         elif self.workload in ONE_WIDTH and isinstance(self.k, int) and self.k > self.out_features:
             raise UserError(
-                f"k {self.k} is more than the {self.out_features} outputs that it is of: take at most"
-                f" {self.out_features}, which is all of them, or a ratio in (0, 1]"
+                f"k {self.k} is more than the layer's {self.out_features} outputs: take at most {self.out_features}, or"
+                " a ratio in (0, 1]"
             )
         self._check_model()
         self._check_optimizer()
@@ -158,7 +158,7 @@ class Case(Axes[Never]):
         object.__setattr__(self, "k", 1)
         slowdown = self.slowdown or 0.0
         if slowdown and self.device != "cpu":
-            raise UserError(f"slowdown {slowdown!r} is a wait of the processor: use --device cpu, not {self.device}")
+            raise UserError(f"slowdown {slowdown!r} makes the CPU wait: use --device cpu, not {self.device}")
         if AXES["slowdown"].of(self.workload):
             object.__setattr__(self, "slowdown", float(slowdown))
         for name, usual in (("gradient", "dense"), ("kernel", "auto")):
@@ -186,7 +186,7 @@ class Case(Axes[Never]):
             for name in ("exchange", "dense_exchange"):
                 if getattr(self, name) is not None:
                     option = name.replace("_", "-")
-                    raise UserError(f"{option} {getattr(self, name)!r} is of several processes: add --world-size 2")
+                    raise UserError(f"{option} {getattr(self, name)!r} is for several processes: add --world-size 2")
             return
         for name, usual in (("exchange", "gathered"), ("dense_exchange", "ddp")):
             if getattr(self, name) is None:

@@ -97,7 +97,7 @@ def test_more_than_all_outputs_cannot_be_kept(workload: str) -> None:
     more = {"data": "digits", "in_features": 64} if workload in ("mlp", "mesimp") else {}
     method = "mesimp" if workload == "mesimp" else "meprop"
     assert Case(workload=workload, method=method, k=500, out_features=500, **more).k == 500  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="k 501 is more than the 500 outputs that it is of: take at most 500"):
+    with pytest.raises(UserError, match="k 501 is more than the layer's 500 outputs: take at most 500"):
         Case(workload=workload, method=method, k=501, out_features=500, **more)  # type: ignore[arg-type]
 
 
