@@ -15,7 +15,7 @@ from itertools import compress
 from operator import not_
 
 from meprop_bench.errors import UserError, one_of
-from meprop_bench.methods import METHODS
+from meprop_bench.methods import METHODS, Method
 from meprop_bench.report.cells import capital, counted, failure, ratio, ratio_within
 from meprop_bench.report.conversion import conversion
 from meprop_bench.report.quality import held, verdict_at
@@ -73,11 +73,12 @@ class Best:
         row = self.row
         if row is None or METHODS[row.method].algorithm is not None:
             return None
+        module = METHODS[row.method].module
         if row.convertible is None and (row.leave, row.k_by_layer) != (None, None):
             return None
         found = conversion(
             row.convertible,
-            function="meprop_bench.convert",
+            function="meprop_bench.convert" if module == Method.module else f"{module}.convert",
             method=row.method,
             k=row.k,
             rows=row.gradient == "rows",

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from meprop_bench.methods import METHODS
 from meprop_bench.report.conversion import conversion
 from meprop_bench.tasks.build import is_model, is_pickled
 from meprop_bench.tasks.recipe import Recipe, by_layer_text
@@ -21,15 +22,17 @@ _SEEDS = 5
 
 def code_of(arm: Arm, layers: Sequence[Layer], steps: int) -> str:
     """Return the lines that make a model train as the arm does; the layers are those that can be converted."""
+    package, _, module = METHODS[arm.method].module.rpartition(".")
     found = conversion(
         {layer.name: (layer.kind, arm.k_of(layer)) for layer in layers} or None,
-        function="nn.convert",
+        function=f"{module}.convert",
         method=arm.method,
         k=arm.k,
         rows=arm.gradient == "rows",
         kernel=arm.kernel,
     )
-    imports, lines = [*found.imports, "from meprop_bench import nn"], [*found.calls]
+    own = f"from {package} import {module}" if package else f"import {module}"
+    imports, lines = [*found.imports, own], [*found.calls]
     if arm.compiled:
         lines.append("model.compile()")
     if arm.end is not None:

@@ -23,7 +23,7 @@ from typing import Any, Never, Self
 
 from meprop_bench.errors import UserError, one_of
 from meprop_bench.measure.arithmetic import TF32
-from meprop_bench.methods import METHODS, SPARSE
+from meprop_bench.methods import METHODS, SPARSE, Method
 from meprop_bench.optimizers import OPTIMIZERS
 from meprop_bench.results.axes import AXES, Axes, case_name
 from meprop_bench.tasks import TASKS
@@ -110,6 +110,7 @@ class Case(Axes[Never]):
             axis.check(getattr(self, axis.field))
         self._fill_in()
         one_of(f"method of the workload {self.workload}:", self.method, self._workload.methods)
+        self._check_method()
         self._check_dense()
         object.__setattr__(self, "device", _device(self.device))
         if self.dtype == TF32 and self.device == "cpu":
@@ -148,6 +149,15 @@ class Case(Axes[Never]):
                     f"{axis.option} {value!r} does nothing in the workload {self.workload}: it is for the workload"
                     f" {', '.join(axis.workloads or ())}"
                 )
+
+    def _check_method(self) -> None:
+        """Refuse a method with a `convert` of its own where `nn`'s layers would be timed under its name."""
+        module = METHODS[self.method].module
+        if module != Method.module and (self._workload.module or self.workload) != "model":
+            raise UserError(
+                f"the workload {self.workload} is made of meprop_bench.nn's layers, and the method {self.method} makes"
+                f" those of {module}: time a model or a task by --model"
+            )
 
     def _check_dense(self) -> None:
         """Fill in and refuse what the method dense alone has, or has not."""

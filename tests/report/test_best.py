@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from meprop_bench.errors import UserError
+from meprop_bench.methods import METHODS, Method
 from meprop_bench.report.best import best, chosen
 from meprop_bench.report.reliability import with_disagreements
 from meprop_bench.results.schema import Parity
@@ -49,12 +50,17 @@ def test_the_fastest_is_taken_with_its_interval(case):
     assert found.code == 'meprop_bench.convert(model, k=0.05, selection="unified")'
 
 
+def test_a_method_of_somebody_else_is_converted_by_its_own_module(case, monkeypatch):
+    monkeypatch.setitem(METHODS, "unified", Method("unified", module="elsewhere.first"))
+    assert best([case(0.05, 1.5)]).code == 'elsewhere.first.convert(model, k=0.05, selection="unified")'
+
+
 def test_what_the_intervals_do_not_decide_is_said_before_any_figure(case):
     found = best([case(0.05, 1.5, half=0.05), case(0.1, 1.48, half=0.05), case(0.2, 1.1)])
     assert found.k == 0.05
     assert not found.decided
     first, second, *_ = found.sentences
-    assert first.startswith("Which is fastest is not decided: unified k=0.1 and unified k=0.05")
+    assert first.startswith("Which is fastest is not decided: the intervals of unified k=0.1 and unified k=0.05")
     assert second.startswith("unified k=0.05 has the highest figure: a training step is 1.50x [")
 
 
