@@ -14,7 +14,7 @@ from meprop_bench.tasks.recipe import Recipe, by_layer_text
 from meprop_bench.tuning.arms import Arm, Layer
 from meprop_bench.tuning.processes import options_text
 
-__all__ = ["again", "code_of", "compare_call", "parity_command", "speedup_command"]
+__all__ = ["again", "code_of"]
 
 _SEEDS = 5
 """That qualities are compared over again, at least."""
@@ -55,12 +55,12 @@ def _schedules(arm: Arm, layers: Sequence[Layer], steps: int) -> str:
 def again(arm: Arm, recipe: Recipe, threads: int, *, steps: int, seeds: int, margin: float) -> list[str]:
     """Return what measures the arm again: two commands, or a call where no command finds the model."""
     if is_pickled(recipe.task):
-        return [compare_call(arm, recipe, threads, steps=steps, seeds=seeds)]
-    parity = parity_command(arm, recipe, steps=steps, seeds=seeds, margin=margin)
-    return [speedup_command(arm, recipe, threads), parity]
+        return [_compare_call(arm, recipe, threads, steps=steps, seeds=seeds)]
+    parity = _parity_command(arm, recipe, steps=steps, seeds=seeds, margin=margin)
+    return [_speedup_command(arm, recipe, threads), parity]
 
 
-def compare_call(arm: Arm, recipe: Recipe, threads: int, *, steps: int, seeds: int) -> str:
+def _compare_call(arm: Arm, recipe: Recipe, threads: int, *, steps: int, seeds: int) -> str:
     """Return the call that measures the arm again, of a function that was given as it is."""
     given: dict[str, Any] = {"method": arm.method, "k": arm.k if arm.end is None else [arm.k, arm.end]}
     given |= {"gradient": arm.gradient, "kernel": arm.kernel, "k_by_layer": dict(arm.ks), "leave": ";".join(arm.left)}
@@ -74,7 +74,7 @@ def compare_call(arm: Arm, recipe: Recipe, threads: int, *, steps: int, seeds: i
     return f"mb.compare({recipe.task.rpartition('@')[0]}, {', '.join(words)})"
 
 
-def speedup_command(arm: Arm, recipe: Recipe, threads: int) -> str:
+def _speedup_command(arm: Arm, recipe: Recipe, threads: int) -> str:
     """Return the command that measures the arm's step again, with all phases and as long as `speedup` does."""
     words = ["--workload", "model", "--model", recipe.task]
     if (options := options_text(recipe)) is not None:
@@ -92,7 +92,7 @@ def speedup_command(arm: Arm, recipe: Recipe, threads: int) -> str:
     return shlex.join(["meprop-bench", "speedup", *words])
 
 
-def parity_command(arm: Arm, recipe: Recipe, *, steps: int, seeds: int, margin: float) -> str:
+def _parity_command(arm: Arm, recipe: Recipe, *, steps: int, seeds: int, margin: float) -> str:
     """Return the command that compares the arm's quality with dense again, at equal steps."""
     words = ["--model" if is_model(recipe.task) else "--task", recipe.task]
     for name, value in recipe.options.items():

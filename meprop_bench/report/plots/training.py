@@ -110,14 +110,14 @@ def _learning(title: str, what: str, arms: Mapping[str, Sequence[SeedCurve]], wa
         _ticks(axes, places)
     elif way == "steps":
         _thousands(axes)
-    seeds = counted(max(map(len, arms.values())), "seed")
+    of = counted(max(map(len, arms.values())), "seed")
     words = {"steps": "over the steps", "epochs": "over the epochs", "time": "over the time spent in steps"}[way]
     return picture.plot(
         name_of(f"curve-{number}", "" if what == "dev metric" else what, way if way == "time" else ""),
         "learning",
         f"{title}: {what} {words}",
-        f"mean, lowest and highest of {seeds}",
-        f"{title}: {what} {words}; mean, lowest and highest of {seeds}.",
+        f"mean, lowest and highest of {of}",
+        f"{title}: {what} {words}; mean, lowest and highest of {of}.",
         choices={"of": title, "metric": what, "over": way},
         main=way != "time",
     )
