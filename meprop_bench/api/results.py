@@ -117,7 +117,7 @@ class Results:
         return as_fragment(self._document, self._verdict())
 
     def _verdict(self) -> Sequence[str]:
-        """Say which case is best, where cases were timed that can be held against each other."""
+        """Say which case is best, where cases were timed that can be compared."""
         timed = any(row.speedup is not None and row.method != "dense" for row in self.rows)
         return found.sentences if timed and (found := best(self.rows)).comparable else ()
 

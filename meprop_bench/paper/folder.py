@@ -278,8 +278,8 @@ def _sizes(seeds: Sequence[TrainedArm]) -> dict[str, list[float]]:
 def best_results(root: Path) -> Mapping[str, tuple[Path, PaperDocument]]:
     """Return the best result of each table that has one under a folder of results folders, by table id: where and what.
 
-    A folder that is no result of `paper run` is passed by, and so is a shard of one; one that is damaged is an error,
-    as its claims would vanish.
+    A folder that is no result of `paper run` is skipped, and so is a shard of one; one that is damaged is an error, as
+    its claims would vanish.
     """
     found: dict[str, tuple[tuple[int, str, str], Path, PaperDocument]] = {}
     for folder in sorted([*root.glob("*_paper-*"), *root.glob("*/*_paper-*")]) if root.is_dir() else ():

@@ -1,10 +1,10 @@
 """The fastest case of a sweep that can be recommended, in words; or why there is none.
 
-A case can be recommended if its check passed, its speed-up is told apart from 1 (all of the report judged at once), and
-its quality, where it was compared, is not inferior to dense's by more than a margin. Among several the one with the
-highest speed-up is taken; where the interval of another one reaches into its own, nothing decides between the two, and
-that is said first. Cases of different dense work (two batch sizes, say) are not held against each other at all: their
-speed-ups are over different things.
+A case can be recommended if its check passed, its speed-up differs significantly from 1 (all of the report judged at
+once), and its quality, where it was compared, is not inferior to dense's by more than a margin. Among several the one
+with the highest speed-up is taken; where the interval of another one overlaps with its own, nothing decides between the
+two, and the answer begins with that. Cases of different dense work (two batch sizes, say) are not compared at all:
+their speed-ups are over different things.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Best:
 
     row: Row | None  # of the phase that decides; None where no case can be recommended
     sentences: tuple[str, ...]  # the verdict first
-    decided: bool  # whether the intervals tell it apart from all others that can be recommended
-    comparable: bool = True  # whether the cases can be held against each other at all
+    decided: bool  # whether its interval overlaps with none of the others that can be recommended
+    comparable: bool = True  # whether the cases can be compared at all
 
     def __bool__(self) -> bool:
         return self.row is not None

@@ -1,13 +1,13 @@
 """Two stored results side by side: the same cases, measured twice, say before and after a change.
 
-    sparse time   base / head: 1.10x means that head takes a tenth less time for the same work
+    sparse time   base / head: 1.10x means that head does a tenth more of the same work in the same time
     speed-up      head / base, each over dense, which ran beside it: what the change did to the advantage over dense
 
 `changes` has the pairs and what they say; this is the document of them. What differs between the environments comes
 first, then the biggest changes, then each workload.
 
-The trade-off: between two runs a machine drifts by some percent, and no interval over processes knows of it. The ratio
-of times holds that drift; that of the speed-ups hardly does, since each divides by a baseline that drifted alike.
+The trade-off: between two runs a machine drifts by some percent, which no interval over processes shows. The ratio of
+times contains that drift; that of the speed-ups hardly does, since each divides by a baseline that drifted alike.
 Believe the times where both agree. To decide on a change, measure both revisions interleaved instead: that is what the
 gate does.
 """

@@ -34,8 +34,8 @@ _STAGES_REMARK = (
     " so they need not add up, and the rest is what the whole phase takes besides."
 )
 _FUSED_REMARK = (
-    "Gather and product are one figure: the kernel {} reads the rows that were selected while it multiplies, and a mark"
-    " between the two would cost what it measures. With the kernel gather, of a unified selection, they are told apart."
+    "Gather and product are one figure: the kernel {} reads the selected rows while it multiplies, and timing the two"
+    " apart would cost as much as it measures. The kernel gather, with a unified selection, shows them apart."
 )
 
 

@@ -20,7 +20,7 @@ from itertools import product
 from typing import Any, Self
 
 from meprop_bench.errors import UserError, one_of
-from meprop_bench.methods import METHODS
+from meprop_bench.methods import SPARSE
 from meprop_bench.report.conversion import patterns
 from meprop_bench.tasks.checks import check_k
 from meprop_bench.tasks.recipe import Recipe, by_layer_text
@@ -52,8 +52,7 @@ class Arm:
     ] = ()  # pattern of names, k of these layers in place of `k`; the first counts
 
     def __post_init__(self) -> None:
-        able = [name for name, method in METHODS.items() if method.selection and not method.algorithm]
-        one_of("method to tune:", self.method, able)
+        one_of("method to tune:", self.method, SPARSE)
         one_of("gradient", self.gradient, ("dense", "rows"))
         one_of("shape of a schedule", self.shape, ("linear", "cosine"))
         for k in (self.k, self.end, *(k for _, k in self.ks)):
