@@ -106,7 +106,7 @@ def test_k_by_layer_is_a_dictionary(runner: type[_Runner]) -> None:
         ({"build": 3}, "not by something of type int"),
         ({"build": torch.nn.Linear(2, 2)}, "not by something of type Linear: give build itself"),
         ({**LAYER, "seeds": 3}, "add parity=True"),
-        ({**LAYER, "resume": True}, "say which by out"),
+        ({**LAYER, "resume": True}, "name it by out"),
         ({**LAYER, "budget": -1}, "budget must be more than 0 seconds"),
         ({**LAYER, "deadline": -1}, "deadline must be more than 0 seconds"),
         ({**LAYER, "processes": 0}, "processes must be an integer from 1"),
