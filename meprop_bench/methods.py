@@ -1,7 +1,8 @@
 """The methods by name, one line each: what becomes of a model's layers, and what goes along with their training.
 
 A method of somebody else's is a module with a `convert` like that of `nn`, or an algorithm in `tasks.algorithm`, and a
-line here: `train`, `parity`, the papers' tables and the accuracies of sweeps have it then. Nothing here loads torch.
+line here: `train`, `parity`, `tune`, the papers' tables and `speedup --model` have it then; the workloads that are made
+of `nn`'s layers refuse it. Nothing here loads torch.
 """
 
 from __future__ import annotations

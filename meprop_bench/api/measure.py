@@ -72,14 +72,14 @@ def compare(
         processes: fresh processes for each case [default: 5].
         pin: bind each process to as many cores as it has threads.
         utilization: watch utilization, power and energy, too, 4 s more for each case.
-        parity: compare qualities as well, after short trainings: of so many `seeds` [default: 5] and `steps`
+        parity: compare quality as well, after short trainings from so many `seeds` [default: 5], of so many `steps`
             [default: 400].
         seeds: see parity.
         steps: see parity.
         deadline: begin no case that would not be done after so many seconds.
         out: a folder for the results folder, as `reports`; by default nothing is left behind: see `Results.save`.
-        resume: go on with the latest unfinished run of the same in `out`.
-        progress: show where it is.
+        resume: continue the latest unfinished run of the same plan in `out`.
+        progress: show how far it is.
         axes: of the cases, a value or a list of them, of which every combination is a case: method, k, gradient,
             threads, device, optimizer, leave, ... (see the table of axes; `in_features` is the axis in-features).
 
@@ -89,9 +89,9 @@ def compare(
     """
     until = Deadline(deadline)
     if not parity and (seeds, steps) != (None, None):
-        raise UserError("seeds and steps are those of the trainings that compare qualities: add parity=True")
+        raise UserError("seeds and steps are for the trainings that compare quality: add parity=True")
     if resume and out is None:
-        raise UserError("resume goes on in a folder: say which by out")
+        raise UserError("resume continues in a folder: name it by out")
     given = {"target": target, "budget": budget, "processes": processes}
     given |= {"accuracy_seeds": seeds, "accuracy_steps": steps}
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
@@ -155,7 +155,7 @@ def _axes(function: Callable[..., Any], build: Any, axes: Mapping[str, Any], sta
     found = {_AXES[name]: _many(name, value) for name, value in axes.items()}
     if build is not None:
         if "model" in axes:
-            raise UserError("the model is there twice: leave out model=")
+            raise UserError("the model is given twice: leave out model=")
         found["model"] = [stack.enter_context(named(build))]
     elif not axes.keys() & {"model", "workload"}:
         raise UserError("there is nothing to measure: give a function that builds a model, or workload='linear', say")

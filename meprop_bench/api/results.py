@@ -88,18 +88,16 @@ class Results:
         """Write them to a folder of their own, with the report's pages, and return it; `load` reads it again.
 
         Raises:
-            UserError: there is something in the folder already, or it cannot be written.
+            UserError: the folder is not empty, or cannot be written.
 
         """
         target = Path(folder).expanduser()
         if not self._files:
-            raise UserError(
-                "what was loaded from a bundle, or from a file of pytest-benchmark, is there: copy the file"
-            )
+            raise UserError("this was loaded from a bundle, or a file of pytest-benchmark: copy that file instead")
         try:
             target.mkdir(parents=True, exist_ok=True)
             if any(target.iterdir()):
-                raise UserError(f"there is something in {target} already: name a folder that is empty, or new")
+                raise UserError(f"{target} is not empty: name an empty or a new folder")
         except OSError as error:
             raise UserError(f"cannot write to {target}: {error.strerror}; name another folder") from None
         files = _contents(self._files) if isinstance(self._files, Path) else self._files
@@ -119,7 +117,7 @@ class Results:
         return as_fragment(self._document, self._verdict())
 
     def _verdict(self) -> Sequence[str]:
-        """Say which case is best, where cases were timed that can be held against each other."""
+        """Say which case is best, where cases were timed that can be compared."""
         timed = any(row.speedup is not None and row.method != "dense" for row in self.rows)
         return found.sentences if timed and (found := best(self.rows)).comparable else ()
 

@@ -23,6 +23,7 @@ from typing import Any
 from meprop_bench.doctor.check_result import CheckResult, State
 from meprop_bench.errors import UserError, nearest
 from meprop_bench.gate.settings import KEYS
+from meprop_bench.report.cells import counted
 from meprop_bench.sweep.feasible import check_feasible
 from meprop_bench.sweep.plan import load_preset, plan_preset
 
@@ -95,8 +96,8 @@ def preset(name: str) -> list[CheckResult]:
         plan = plan_preset(load_preset(name))
     except UserError as error:
         return [found("problem", " ".join(str(error).split()))]
-    cases = "1 case" if len(plan.cases) == 1 else f"{len(plan.cases)} cases"
-    text = f"{plan.name}: {cases}, about {len(plan.cases) * plan.budget / 60:.0f} minutes of timing at most"
+    cases = len(plan.cases)
+    text = f"{plan.name}: {counted(cases, 'case')}, about {cases * plan.budget / 60:.0f} minutes of timing at most"
     try:
         check_feasible(plan.cases, pin=plan.pin, ranks=True)
     except UserError as error:
@@ -147,5 +148,5 @@ def _read(path: Path, form: str, loads: Callable[[str], Any]) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"it is not {form}: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(record, dict):
-        raise ValueError(f"it holds no object but {type(record).__name__}")
+        raise ValueError(f"it holds a {type(record).__name__}, not an object")
     return record

@@ -93,7 +93,7 @@ def judge(found: Measurement) -> list[CheckResult]:
 def _disturbances(found: Measurement) -> CheckResult:
     marks = found.disturbed_values
     if marks is None:
-        return CheckResult("noise", "disturbed", "note", "this kernel does not tell for how long a thread waited")
+        return CheckResult("noise", "disturbed", "note", "this kernel does not say how long a thread waited")
     share = sum(marks) / len(marks)
     text = f"{sum(marks)} of {len(marks)} pairs waited for a core for more than 5% of their time"
     return CheckResult("noise", "disturbed", "warning" if share > 0.5 else "ok", text)

@@ -53,7 +53,7 @@ def software(environment: Mapping[str, Any]) -> list[CheckResult]:
     """Say which torch this is, by `measure.environment.collect`, and which optional parts are here."""
     if environment["torch"] is None:
         reason = environment["unavailable"].get("torch", "it cannot be imported")
-        found = [_found("torch", "problem", reason, "install torch anew: pip install 'torch>=2.11'")]
+        found = [_found("torch", "problem", reason, "reinstall torch: pip install 'torch>=2.11'")]
     else:
         parts = [environment[name] for name in ("torch", "blas", "cpu_capability") if environment[name]]
         openmp = f"OpenMP {environment['openmp']}" if environment["openmp"] else "no OpenMP"
@@ -70,7 +70,7 @@ def node() -> list[CheckResult]:
         return []
     if (reason := unavailable_reason()) is None:
         found = _found(
-            "C++ node", "ok", "in use: linear and convolutional layers do without Python, an LSTM's forward pass does"
+            "C++ node", "ok", "in use: linear and convolutional layers bypass Python, as an LSTM's forward pass does"
         )
     else:
         found = _found("C++ node", "note", f"not in use, Python's is: {' '.join(reason.split())}")

@@ -182,7 +182,7 @@ class Worker:
         if self._dead is None:
             self._dead = "closed"
             _close(self._process.stdin)
-            _await_exit(self._process, _GOODBYE_S)
+            _await_exit(self._process)
         self._end()
 
     def __enter__(self) -> Self:
@@ -217,7 +217,7 @@ class Worker:
             self._stderr.append(_one_line(line.decode(errors="replace")))
 
     def _how_it_ended(self) -> str:
-        if not _await_exit(self._process, _GOODBYE_S):
+        if not _await_exit(self._process):
             return self._with_tail("closed its standard output, so it was killed")
         self._end()
         status = self._process.returncode
@@ -257,8 +257,8 @@ def _exited(process: subprocess.Popen[bytes]) -> bool:
     return process.poll() is not None
 
 
-def _await_exit(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
+def _await_exit(process: subprocess.Popen[bytes]) -> bool:
+    deadline = time.monotonic() + _GOODBYE_S
     while not _exited(process):
         if time.monotonic() >= deadline:
             return False

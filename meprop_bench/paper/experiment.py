@@ -88,16 +88,14 @@ def experiment(
     *,
     seeds: int | None = None,
     device: str = "cpu",
-    threads: int | None = None,
 ) -> Experiment:
     """Return what has to be run of a table; `UserError` for an unknown scale, or fewer than one seed.
 
-    `seeds` are in place of the scale's; `threads` of the timings (default: the physical cores).
+    `seeds` are in place of the scale's.
     """
     if seeds is not None and seeds < 1:
         raise UserError(f"--seeds must be at least 1, not {seeds}")
-    machine = {"device": device} | ({} if threads is None else {"threads": threads})
-    return _drafted(_Draft(about, scale, machine), seeds)
+    return _drafted(_Draft(about, scale, {"device": device}), seeds)
 
 
 @dataclass

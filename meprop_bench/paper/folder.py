@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -278,8 +278,8 @@ def _sizes(seeds: Sequence[TrainedArm]) -> dict[str, list[float]]:
 def best_results(root: Path) -> Mapping[str, tuple[Path, PaperDocument]]:
     """Return the best result of each table that has one under a folder of results folders, by table id: where and what.
 
-    A folder that is no result of `paper run` is passed by, and so is a shard of one; one that is damaged is an error,
-    as its claims would vanish.
+    A folder that is no result of `paper run` is skipped, and so is a shard of one; one that is damaged is an error, as
+    its claims would vanish.
     """
     found: dict[str, tuple[tuple[int, str, str], Path, PaperDocument]] = {}
     for folder in sorted([*root.glob("*_paper-*"), *root.glob("*/*_paper-*")]) if root.is_dir() else ():
@@ -293,8 +293,8 @@ def best_results(root: Path) -> Mapping[str, tuple[Path, PaperDocument]]:
     return {table_id: (folder, document) for table_id, (_, folder, document) in found.items()}
 
 
-def as_overview(root: Path, tables: Iterable[str] | None = None) -> str:
-    """Return the page of some tables (default: all) as Markdown; `root` is where the results folders are."""
+def as_overview(root: Path) -> str:
+    """Return the page of all tables as Markdown; `root` is where the results folders are."""
     results = {table_id: (folder.relative_to(root), found) for table_id, (folder, found) in best_results(root).items()}
     parts = [
         "# The papers' claims, and what was measured",
@@ -302,9 +302,9 @@ def as_overview(root: Path, tables: Iterable[str] | None = None) -> str:
         " level are judged apart; `meprop_bench/paper/claims.py` says when a claim counts as reproduced, not reproduced"
         " or inconclusive. `meprop-bench paper run TABLE` checks one again.",
         "| table | result | claims |\n| --- | --- | --- |\n"
-        + "\n".join(_summary(table_id, results.get(table_id)) for table_id in tables or published()),
+        + "\n".join(_summary(table_id, results.get(table_id)) for table_id in published()),
     ]
-    for table_id in tables or published():
+    for table_id in published():
         if table_id in results:
             parts.append(_section(table_id, *results[table_id]))
     return "\n\n".join(parts) + "\n"

@@ -233,15 +233,13 @@ def plan_of(experiment: Experiment, own: Assignment = ALL) -> Plan | None:
     )
 
 
-def count_data(
-    experiment: Experiment, store: Store, *, start: Callable[[], WorkerLike] = start_training, own: Assignment = ALL
-) -> None:
+def count_data(experiment: Experiment, store: Store, *, own: Assignment = ALL) -> None:
     """Count the data of the parts that are about their sizes, and store that."""
     counted = [part for part in experiment.counted if own.counts(part)]
     if not counted or (store.folder / COUNTS).exists():
         return
     counts: dict[str, Any] = {}
-    with Pool.of(start, 1, _PATIENCE_S) as pool:
+    with Pool.of(start_training, 1, _PATIENCE_S) as pool:
         for part in experiment.table.parts:
             if part.name in counted and (source := subject(part.task).source) is not None:
                 try:

@@ -1,10 +1,10 @@
 """The fastest case of a sweep that can be recommended, in words; or why there is none.
 
-A case can be recommended if its check passed, its speed-up is told apart from 1 (all of the report judged at once), and
-its quality, where it was compared, is not inferior to dense's by more than a margin. Among several the one with the
-highest speed-up is taken; where the interval of another one reaches into its own, nothing decides between the two, and
-that is said first. Cases of different dense work (two batch sizes, say) are not held against each other at all: their
-speed-ups are over different things.
+A case can be recommended if its check passed, its speed-up differs significantly from 1 (all of the report judged at
+once), and its quality, where it was compared, is not inferior to dense's by more than a margin. Among several the one
+with the highest speed-up is taken; where the interval of another one overlaps with its own, nothing decides between the
+two, and the answer begins with that. Cases of different dense work (two batch sizes, say) are not compared at all:
+their speed-ups are over different things.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from itertools import compress
 from operator import not_
 
 from meprop_bench.errors import UserError, one_of
-from meprop_bench.methods import METHODS
-from meprop_bench.report.cells import counted, failure, ratio, ratio_within
+from meprop_bench.methods import METHODS, Method
+from meprop_bench.report.cells import capital, counted, failure, ratio, ratio_within
 from meprop_bench.report.conversion import conversion
 from meprop_bench.report.quality import held, verdict_at
 from meprop_bench.report.sections import distinct_rows
@@ -36,8 +36,8 @@ class Best:
 
     row: Row | None  # of the phase that decides; None where no case can be recommended
     sentences: tuple[str, ...]  # the verdict first
-    decided: bool  # whether the intervals tell it apart from all others that can be recommended
-    comparable: bool = True  # whether the cases can be held against each other at all
+    decided: bool  # whether its interval overlaps with none of the others that can be recommended
+    comparable: bool = True  # whether the cases can be compared at all
 
     def __bool__(self) -> bool:
         return self.row is not None
@@ -73,11 +73,12 @@ class Best:
         row = self.row
         if row is None or METHODS[row.method].algorithm is not None:
             return None
+        module = METHODS[row.method].module
         if row.convertible is None and (row.leave, row.k_by_layer) != (None, None):
             return None
         found = conversion(
             row.convertible,
-            function="meprop_bench.convert",
+            function="meprop_bench.convert" if module == Method.module else f"{module}.convert",
             method=row.method,
             k=row.k,
             rows=row.gradient == "rows",
@@ -142,12 +143,11 @@ class _Candidates:
             more = f" and {len(rivals) - 3} more" * (len(rivals) > 3)
             names = ", ".join(map(method_name, rivals[:3])) + more
             lines = [
-                f"Which is fastest is not decided: {names} and {method_name(first)} are not told apart, as their"
-                " intervals overlap.",
+                f"Which is fastest is not decided: the intervals of {names} and {method_name(first)} overlap.",
                 f"{method_name(first)} has the highest figure: {self._phase} is {_speed(first)} as fast as dense.",
             ]
         lines.append(self._quality(first))
-        reasons = {"fail": "loses more accuracy than the margin", "inconclusive": "has an accuracy that is not decided"}
+        reasons = {"fail": "loses more accuracy than the margin", "inconclusive": "has an undecided accuracy"}
         faster = self._faster[: self._faster.index(first)]
         lines += [f"{method_name(row)}, {_speed(row)}, {reasons[self._verdict(row) or 'fail']}." for row in faster]
         return Best(first, (*lines, *self._doubts()), decided=not rivals)
@@ -155,19 +155,19 @@ class _Candidates:
     def _none(self) -> list[str]:
         """Say why there is none."""
         if open_ := self._judged("inconclusive"):
-            first = "Not decided: of what is faster than dense, no accuracy is shown to hold; more seeds may show it."
+            first = "Not decided: no case faster than dense is shown to keep the accuracy; more seeds may show it."
             return [
                 first,
                 f"The fastest of these is {method_name(open_[0])}, {_speed(open_[0])}.",
                 self._quality(open_[0]),
             ]
         if lost := self._judged("fail"):
-            first = "Stay dense: all that is faster loses more accuracy than the margin."
+            first = "Stay dense: every faster case loses more accuracy than the margin."
             return [first, f"The fastest is {method_name(lost[0])}, {_speed(lost[0])}.", self._quality(lost[0])]
         if not self._believed:
-            return ["Not decided: no speed-up is a figure that can be believed."]
+            return ["Not decided: no measured speed-up can be believed."]
         top = max(self._believed, key=lambda row: _interval(row).estimate)
-        first = "Stay dense: no case is told apart from dense as faster."
+        first = "Stay dense: no case is significantly faster than dense."
         return [first, f"The highest figure is that of {method_name(top)}, {_speed(top)}."]
 
     def _judged(self, *verdicts: Verdict | None) -> list[Row]:
@@ -180,8 +180,8 @@ class _Candidates:
     def _quality(self, row: Row) -> str:
         if (found := row.parity) is None:
             return "Its accuracy was not compared: compare it before you use it."
-        said = held(found, self._margin, "its ")
-        return f"{said[0].upper()}{said[1:]}, over {counted(len(found.seeds), 'seed')} of {found.steps:,} steps."
+        said = capital(held(found, self._margin, "its "))
+        return f"{said}, over {counted(len(found.seeds), 'seed')} of {found.steps:,} steps."
 
     def _doubts(self) -> list[str]:
         """Name what might be faster, and cannot be believed."""

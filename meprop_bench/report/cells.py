@@ -20,9 +20,9 @@ from meprop_bench.results.schema import PASSED, Row
 from meprop_bench.stats import CANNOT_TELL, Interval, plus_minus, too_wide
 
 __all__ = [
-    "ABSENT", "IN_SHAPE", "SHAPE", "Cell", "beyond", "check", "counted", "efficiency", "failure", "joules", "k_of",
-    "left_alone", "memory", "pair", "parity", "percent", "plain_speedup", "quantity", "ratio", "ratio_within",
-    "seconds", "seconds_within", "shape", "span", "speedup",
+    "ABSENT", "IN_SHAPE", "SHAPE", "Cell", "between", "beyond", "capital", "check", "counted", "efficiency", "failure",
+    "joules", "k_of", "left_alone", "memory", "pair", "parity", "percent", "plain_speedup", "quantity", "ratio",
+    "ratio_within", "seconds", "seconds_within", "shape", "span", "speedup",
 ]  # fmt: skip
 
 ABSENT = "–"
@@ -159,13 +159,23 @@ def left_alone(row: Row) -> bool:
 
 def span(rows: Iterable[Row]) -> str:
     """Return the least and the greatest speed-up of rows, `3.31x to 31.0x`."""
-    values = [row.speedup for row in rows if row.speedup is not None]
-    return " to ".join(dict.fromkeys((ratio(min(values)), ratio(max(values)))))
+    return between(row.speedup for row in rows if row.speedup is not None)
 
 
 def counted(number: int, noun: str) -> str:
     """Return `1 seed`, `5 seeds`, `100,000 rows`."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def between(values: Iterable[float], form: Callable[[float], str] = ratio) -> str:
+    """Return the least and the greatest of some values, `3.31x to 31.0x`, or the one that all are."""
+    found = list(values)
+    return " to ".join(dict.fromkeys(map(form, (min(found), max(found)))))
+
+
+def capital(text: str) -> str:
+    """Return a clause as the beginning of a sentence."""
+    return text[:1].upper() + text[1:]
 
 
 def plain_speedup(row: Row) -> str:

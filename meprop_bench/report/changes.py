@@ -1,6 +1,6 @@
 """Two results' rows in pairs, and what each pair says: the ratios of times and of speed-ups, judged together.
 
-    sparse time   base / head: 1.10x means that head takes a tenth less time for the same work
+    sparse time   base / head: 1.10x means that head does a tenth more of the same work in the same time
     speed-up      head / base, each over dense, which ran beside it: what the change did to the advantage over dense
 
 Cases pair up by their id and phase, never by their order. The two results share no pairs of values, so each ratio is

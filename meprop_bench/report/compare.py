@@ -1,13 +1,13 @@
 """Two stored results side by side: the same cases, measured twice, say before and after a change.
 
-    sparse time   base / head: 1.10x means that head takes a tenth less time for the same work
+    sparse time   base / head: 1.10x means that head does a tenth more of the same work in the same time
     speed-up      head / base, each over dense, which ran beside it: what the change did to the advantage over dense
 
 `changes` has the pairs and what they say; this is the document of them. What differs between the environments comes
 first, then the biggest changes, then each workload.
 
-The trade-off: between two runs a machine drifts by some percent, and no interval over processes knows of it. The ratio
-of times holds that drift; that of the speed-ups hardly does, since each divides by a baseline that drifted alike.
+The trade-off: between two runs a machine drifts by some percent, which no interval over processes shows. The ratio of
+times contains that drift; that of the speed-ups hardly does, since each divides by a baseline that drifted alike.
 Believe the times where both agree. To decide on a change, measure both revisions interleaved instead: that is what the
 gate does.
 """
@@ -51,8 +51,8 @@ _REMARK = (
     " all ratios here are judged at once (Holm)."
 )
 _HINTS = (
-    "The two were measured one after the other. What the machine did in between is in the times and in no interval;"
-    " the change of the speed-up is nearly free of it, since dense ran beside sparse each time.",
+    "The two were measured one after the other. What the machine did in between affects the times, and no interval"
+    " shows it; the change of the speed-up is nearly free of it, since dense ran beside sparse each time.",
     "To decide whether a revision is slower, measure both interleaved: meprop-bench gate --base REVISION.",
 )
 
@@ -127,12 +127,13 @@ class Comparison(Changes):
 
     def _counted(self) -> list[str]:
         cases = len({change.head.case_id for change in self.changes})
-        lines = [f"{len(self.changes)} phases of {cases} cases in both."]
+        lines = [f"{counted(len(self.changes), 'phase')} of {counted(cases, 'case')} in both."]
         apart = zip(("base", "head"), self.apart, strict=True)
-        if alone := [f"{count} phases in {name} alone" for name, count in apart if count]:
+        if alone := [f"{counted(count, 'phase')} in {name} alone" for name, count in apart if count]:
             lines.append(f"Not compared: {', '.join(alone)}.")
         if doubted := sum(change.doubted for change in self.changes):
-            lines.append(f"{doubted} phases whose dense times disagree are in no mean.")
+            are = "is" if doubted == 1 else "are"
+            lines.append(f"{counted(doubted, 'phase')} whose dense times disagree {are} in no mean.")
         return lines
 
     def _other_environments(self) -> list[str]:

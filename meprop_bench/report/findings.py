@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any, Literal, TypeAlias
 
-from meprop_bench.report.cells import Tone, beyond, counted, ratio_within, span
+from meprop_bench.report.cells import Tone, between, beyond, capital, counted, ratio_within, span
 from meprop_bench.report.quality import held, more_seeds
 from meprop_bench.report.reliability import mean_speedup
 from meprop_bench.results.axes import AXES, case_name, device_name, method_name
@@ -146,10 +146,6 @@ def _lowered(text: str) -> str:
     return text[0].lower() + text[1:]
 
 
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]
-
-
 def _counts(rows: Sequence[Row]) -> tuple[list[Finding], list[Finding]]:
     """Return what failed its check, and how many cases there are."""
     failed = {row.case_id for row in rows if row.error is not None}
@@ -224,7 +220,7 @@ def _step(
         counts = Counter(standings[id(each)] for each in others)
         alike = f"the fastest of {len(others)} cases there, of all of which that is so"
         text += f" ({alike if len(counts) == 1 else f'of {len(others)} cases there, a step {_counted(counts)}'})"
-    return Finding(f"{_capital(place)} {text}.", kind, (row.case_id,))
+    return Finding(f"{capital(place)} {text}.", kind, (row.case_id,))
 
 
 def _why_open(row: Row) -> str:
@@ -292,7 +288,7 @@ def _backward_pass(
     if len(rows) == 1:
         row = rows[0]
         text = f"with {name(row)} {_gain(what, row)}{_why_open(row) if open_ else ''}"
-        return Finding(f"{_capital(text)}.", kind, (row.case_id,))
+        return Finding(f"{capital(text)}.", kind, (row.case_id,))
     parts = [f"faster in {faster:,}"] * bool(faster) + [f"slower in {slower:,}"] * bool(slower)
     parts += [f"undecided in {open_:,}"] * bool(open_)
     text = f"{what} is {', '.join(parts)} of {len(rows):,} cases{_figures(rows)}"
@@ -300,7 +296,7 @@ def _backward_pass(
     if sound:
         top = max(sound, key=lambda row: row.speedup or 0.0)
         text += f"; the most with {_case(top, rows).removeprefix(f'{workload} ')}"
-    return Finding(f"{_capital(text)}.", kind)
+    return Finding(f"{capital(text)}.", kind)
 
 
 def _accuracies(rows: Sequence[Row]) -> list[Finding]:
@@ -311,7 +307,7 @@ def _accuracies(rows: Sequence[Row]) -> list[Finding]:
         kinds: Mapping[str, Kind] = {"fail": "loses accuracy", "inconclusive": "undecided"}
         return [
             Finding(
-                f"{_capital(found.task)}, {name(row)}: {held(found)}, over {counted(len(found.seeds), 'seed')}.",
+                f"{capital(found.task)}, {name(row)}: {held(found)}, over {counted(len(found.seeds), 'seed')}.",
                 kinds.get(found.verdict, "accuracy"),
                 (row.case_id,),
             )
@@ -321,14 +317,9 @@ def _accuracies(rows: Sequence[Row]) -> list[Finding]:
     words: Mapping[Verdict, str] = {"pass": "holds in", "inconclusive": "is undecided in", "fail": "is lost in"}
     said = ", ".join(f"{word} {counts[verdict]:,}" for verdict, word in words.items() if counts[verdict])
     more = [found for _, one in compared if one.verdict == "inconclusive" and (found := more_seeds(one)) is not None]
-    tell = f"; about {span_of(more)} more seeds would tell" if more else ""
+    tell = f"; about {between(more, '{:,}'.format)} more seeds would tell" if more else ""
     kind: Kind = "loses accuracy" if counts["fail"] else "undecided" if counts["inconclusive"] else "accuracy"
     return [Finding(f"Accuracy {said} of {len(compared):,} cases{tell}.", kind)]
-
-
-def span_of(values: Sequence[int]) -> str:
-    """Return the least and the greatest."""
-    return " to ".join(dict.fromkeys((f"{min(values):,}", f"{max(values):,}")))
 
 
 def _gain(what: str, row: Row) -> str:

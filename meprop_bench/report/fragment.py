@@ -16,7 +16,7 @@ from meprop_bench.report.cells import ABSENT, Cell
 from meprop_bench.report.document import Readable
 from meprop_bench.report.sections import Section
 
-__all__ = ["as_fragment", "enclosed", "folded", "found_in", "paragraphs", "section", "table"]
+__all__ = ["as_fragment", "enclosed", "folded", "paragraphs", "section", "table"]
 
 
 def as_fragment(document: Readable, verdict: Sequence[str] = ()) -> str:
@@ -25,14 +25,14 @@ def as_fragment(document: Readable, verdict: Sequence[str] = ()) -> str:
         paragraphs("bad", (found.text for found in document.findings if found.kind == "doubt")),
         paragraphs("verdict", verdict[:1]),
         paragraphs("", verdict[1:]),
-        found_in(document),
+        _found_in(document),
         *map(section, document.sections),
         paragraphs("quiet", document.notes),
         folded("How to read this", paragraphs("", document.hints)),
     )
 
 
-def found_in(document: Readable) -> str:
+def _found_in(document: Readable) -> str:
     """Return the paragraph of what was found, each finding in its tone, without what speaks against the figures."""
     spans = [
         f"<span{_class(found.tone)}>{escape(found.text)}</span>" for found in document.findings if found.kind != "doubt"

@@ -25,7 +25,7 @@ import msgspec
 
 from meprop_bench.errors import UserError
 from meprop_bench.optional import unavailable_reason
-from meprop_bench.report.cells import ABSENT, Cell, Tone
+from meprop_bench.report.cells import ABSENT, Cell, Tone, counted
 from meprop_bench.report.document import Document
 from meprop_bench.report.findings import Finding, plain
 from meprop_bench.report.formats import missing_parts
@@ -148,8 +148,7 @@ class Index:
     def summary(self) -> list[str]:
         """How many there are, and what moved."""
         machines = dict.fromkeys(machine for entry in self.entries for machine in entry.machines)
-        count = len(self.entries)
-        first = f"{count} result{'s' * (count != 1)} of {len(machines)} machine{'s' * (len(machines) != 1)}."
+        first = f"{counted(len(self.entries), 'result')} of {counted(len(machines), 'machine')}."
         return [first, *self.steps]
 
     @property
@@ -175,7 +174,7 @@ class Index:
 
     @property
     def notes(self) -> Sequence[str]:
-        """Nothing was noticed that has no line."""
+        """None: all that was noticed has a line."""
         return ()
 
     @property

@@ -7,7 +7,7 @@ from dataclasses import replace
 from html import escape
 from typing import TYPE_CHECKING
 
-from meprop_bench.report.cells import ABSENT, ratio, ratio_within, seconds, seconds_within
+from meprop_bench.report.cells import ABSENT, between, ratio, ratio_within, seconds, seconds_within
 from meprop_bench.report.fragment import enclosed, folded, paragraphs, section
 from meprop_bench.report.sections import Section, plain_section
 from meprop_bench.report.terminal import new_page, printed, say, show
@@ -34,8 +34,8 @@ _STAGES_REMARK = (
     " so they need not add up, and the rest is what the whole phase takes besides."
 )
 _FUSED_REMARK = (
-    "Gather and product are one figure: the kernel {} reads the rows that were selected while it multiplies, and a mark"
-    " between the two would cost what it measures. With the kernel gather, of a unified selection, they are told apart."
+    "Gather and product are one figure: the kernel {} reads the selected rows while it multiplies, and timing the two"
+    " apart would cost as much as it measures. The kernel gather, with a unified selection, shows them apart."
 )
 
 
@@ -187,9 +187,8 @@ def _slowdown(profile: Profile) -> str:
     ]
     if not factors:
         return ""
-    span = " to ".join(dict.fromkeys((ratio(min(factors)), ratio(max(factors)))))
     return (
-        f"Shares are torch.profiler's, under which the phases took {span} as long; the times are these shares of what"
-        " was timed without it, ×n the calls. Itself: outside of torch's operators, which is Python, autograd's engine,"
-        " or a compiled kernel."
+        f"Shares are torch.profiler's, under which the phases took {between(factors)} as long; the times are these"
+        " shares of what was timed without it, ×n the calls. Itself: outside of torch's operators, which is"
+        " Python, autograd's engine, or a compiled kernel."
     )

@@ -140,7 +140,7 @@ _PLAINER = str.maketrans(dict(zip("▁▂▃▄▅▆▇█", "12345678", strict
 
 
 def fit_for(stream: TextIO, text: str) -> str:
-    """Return text as a stream can hold it: where its encoding has no arrows, `->`; what has no likeness becomes `?`."""
+    """Return text as a stream can hold it: where its encoding has no arrows, `->`; what has no substitute is `?`."""
     encoding = stream.encoding or "utf-8"
     try:
         text.encode(encoding)

@@ -4,13 +4,13 @@ A case is the same where its id is, in whatever folder; a *series* is one phase 
 result in the order of time. Two figures of it are followed:
 
     speed-up    dense / sparse, both of one run: free of what the machine did meanwhile
-    time        of the method, which is what a user waits for, with all the weather of the machine in it
+    time        of the method: what a user waits for, and what varies with whatever else the machine does
 
-Steps of their logarithms (`stats.steps`) are moves that at least three runs agree on; a single bad run is none, nor is
-the newest result by itself. An interval over processes knows nothing of what differs between runs, so that no step is
-believed that is within 1% of noise, whatever the few runs of a series say. Other software at a step is said beside it.
+Steps of their logarithms (`stats.steps`) are changes that at least three runs agree on; a single bad run is none, nor
+is the newest result by itself. An interval over processes does not cover what differs between runs, so no step within
+1% of noise is believed, whatever the few runs of a series say. Where the software changed at a step, its line says so.
 
-A result holds what is bounded: points of rows that passed their check and can be believed, the last `RUNS` of a series,
+What is kept is bounded: points of rows that passed their check and can be believed, the last `RUNS` of each series, and
 so many series; what is left out is counted.
 """
 
@@ -25,7 +25,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from meprop_bench.measure.environment import NOT_IN_ID
-from meprop_bench.report.cells import ABSENT, Cell, ratio, ratio_within, seconds
+from meprop_bench.report.cells import ABSENT, Cell, counted, ratio, ratio_within, seconds
 from meprop_bench.report.document import Document
 from meprop_bench.report.findings import Finding, plain
 from meprop_bench.report.sections import BARS, Section
@@ -93,7 +93,7 @@ class Move:
 
     @property
     def text(self) -> str:
-        """It in words, without the case."""
+        """What moved and by how much, without the case."""
         form = ratio if self.figure == "speed-up" else seconds
         point = self.series.points[self.place]
         revision = f" at {point.revision}" if point.revision else ""
@@ -277,18 +277,18 @@ class Trends:
 
     @property
     def notes(self) -> Sequence[str]:
-        """Nothing was noticed that is not said."""
+        """None: all that was noticed is among the findings."""
         return ()
 
     @property
     def hints(self) -> Sequence[str]:
         """How to read it."""
         return (
-            f"A step is a level that {SHORTEST} runs at least agree on, apart from noise: of the speed-up, dense over"
-            " sparse in one run, or of the method's time, which holds the machine's weather as well. Both are given as"
-            " they were in the first run → in the last one.",
-            f"The course is the speed-up over the runs, from its lowest to its highest; the last {RUNS} of a case are"
-            " looked at. Figures of two machines are not compared, they stand side by side.",
+            f"A step is a change of level, beyond noise, that at least {SHORTEST} runs agree on: of the speed-up, dense"
+            " over sparse in one run, or of the method's time, which also varies with whatever else the machine does."
+            " Both are given as in the first run → in the last one.",
+            f"The course is the speed-up over the last {RUNS} runs of a case, from its lowest to its highest. Figures"
+            " of two machines are shown side by side, and not compared.",
         )
 
     @property
@@ -317,7 +317,7 @@ def machine_name(environment: object) -> str:
     cores = environment.get("cpu_usable_cores")
     parts = (
         environment.get("cpu_model") or environment.get("cpu") or environment.get("architecture"),
-        f"{cores} core{'s' * (cores != 1)}" if cores else None,
+        counted(cores, "core") if isinstance(cores, int) and cores else None,
         environment.get("cpu_capability"),
     )
     return one_line(", ".join(str(part) for part in parts if part), 80) or "an unknown machine"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from meprop_bench.report.cells import digits, ratio, ratio_within, seconds, seconds_within
+from meprop_bench.report.cells import capital, digits, ratio, ratio_within, seconds, seconds_within
 from meprop_bench.report.machine import savings
 from meprop_bench.results.profile import SIDES, BreakEven, Profile, Stage
 from meprop_bench.stats import CANNOT_TELL, amdahl, too_wide
@@ -184,11 +184,10 @@ def _overhead(profile: Profile) -> ProfileAnswer | None:
             )
     dense, sparse = map(seconds_within, profile.overhead_of("forward"))
     text = "; ".join(parts) + f". A forward pass of next to nothing takes {dense} dense and {sparse} sparse, per layer."
-    text = text[0].upper() + text[1:]
     layer = "1 layer" if layers == 1 else f"{layers} layers, each counted"
     return ProfileAnswer(
         "How much is launching, how much arithmetic?",
-        text,
+        capital(text),
         f"the same calls with a batch of 1 and 1 input, 2 outputs ({layer})",
     )
 

@@ -24,7 +24,7 @@ from meprop_bench.stats import mean_difference, non_inferiority
 if TYPE_CHECKING:
     from meprop_bench.results.schema import Flat, Parity, Row, Side, Utilization
 
-__all__ = ["FAR", "TOLERANCE", "WATCHED", "check_parity", "check_row", "check_utilization"]
+__all__ = ["FAR", "TOLERANCE", "WATCHED", "check_row", "check_utilization"]
 
 TOLERANCE = 1e-6
 """Relative; of a difference in quality to what it is seen against (`Parity.scale`), 100 for percentages."""
@@ -56,7 +56,7 @@ def check_row(row: Row, flat: Flat) -> None:
         for name in WATCHED:
             _same(name, getattr(flat, name), getattr(watched, name), "its utilization has")
     if row.parity is not None:
-        check_parity(row.parity)
+        _check_parity(row.parity)
 
 
 def _check_outcome(row: Row) -> None:
@@ -116,7 +116,7 @@ def check_utilization(found: Utilization) -> None:
         _same("energy_per_step_j", found.energy_per_step_j, energy_j / found.iterations, "power_w has")
 
 
-def check_parity(parity: Parity) -> None:
+def _check_parity(parity: Parity) -> None:
     """Raise ValueError for a comparison that its own accuracies contradict."""
     if not len(parity.seeds) == len(parity.baseline) == len(parity.method) or not parity.seeds:
         counts = f"{len(parity.seeds)} seeds, {len(parity.baseline)} baseline and {len(parity.method)} method figures"

@@ -147,7 +147,7 @@ class Store:
     ) -> Self | None:
         """Open for writing the latest folder of this name and machine whose plan equals `plan`, if there is one.
 
-        Two machines may share a name; what was begun on another one is not gone on with, nor is another shard's.
+        Two machines may share a name; what was begun on another one is not continued, nor is another shard's.
         """
         stem = f"{re.escape(machine)}_{re.escape(_named(name, shard))}"
         pattern = re.compile(rf"\d{{4}}-\d\d-\d\d_{stem}(?:-\d+)?")
@@ -155,7 +155,7 @@ class Store:
         found: list[tuple[str, Path]] = []
         for folder in root.iterdir() if root.is_dir() else ():
             if pattern.fullmatch(folder.name) and (folder / ENVIRONMENT).is_file():
-                with suppress(UserError):  # a broken neighbour is not a reason not to go on here
+                with suppress(UserError):  # a broken neighbour is no reason to stop here
                     header = _read_header(folder)
                     if (header["plan"], header.get("shard")) == wanted and _begun_here(header):
                         found.append((header["started"], folder))
@@ -242,7 +242,7 @@ class Store:
         replace_file(self.folder / ENVIRONMENT, _dump(self.header))
 
     def close(self) -> None:
-        """Release the lock; reading goes on to work."""
+        """Release the lock; reading still works."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None

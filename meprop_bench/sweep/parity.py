@@ -1,11 +1,11 @@
 """Dense against a method over several seeds: trained side by side, each on one thread, judged against a margin.
 
-Both sides of a seed have the same
-initial weights and batches, so that their difference is the method's. When both are trained, the row of the comparison
-is stored again with this seed in it, and the later row replaces the earlier one: a kill costs no pair that is done.
-Each training has a checkpoint of its own in the folder until its pair is stored, so it costs seconds of the others.
+Both sides of a seed have the same initial weights and batches, so that their difference is the method's. When both are
+trained, the row of the comparison is stored again with this seed in it, and the later row replaces the earlier one: a
+kill costs no pair that is done. Each training keeps a checkpoint of its own in the folder until its pair is stored, so
+that a kill costs the trainings in progress a few seconds.
 
-What is compared, and how it is judged, is that of `sweep.accuracy`; what trains is `sweep.trainers`.
+`sweep.accuracy` says what is compared and how it is judged; `sweep.trainers` trains.
 """
 
 from __future__ import annotations

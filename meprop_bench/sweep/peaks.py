@@ -29,7 +29,10 @@ class MachinePeaks:
     """
 
     def __init__(
-        self, cache: PeaksCache | None, measuring: Callable[[], object] = lambda: None, store: Store | None = None
+        self,
+        cache: PeaksCache | None = None,
+        measuring: Callable[[], object] = lambda: None,
+        store: Store | None = None,
     ) -> None:
         self._cache, self._measuring, self._store = cache or PeaksCache(), measuring, store
         self._again: Counter[tuple[str, str]] = Counter()

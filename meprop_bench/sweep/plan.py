@@ -229,13 +229,15 @@ def plan_of(record: Mapping[str, Any], models: Collection[str] = ()) -> Plan:
     """
     known = {spec.name for spec in fields(Plan)}
     if not {"cases", "target", "budget", "processes"} <= record.keys():
-        raise UserError("its plan is that of another command than speedup: run the command that it names again")
+        raise UserError("its plan is not one of speedup: run the command that it names again")
     if unknown := sorted(record.keys() - known - {"sources", "editions"}):
         raise UserError(f"its plan has {unknown[0]!r}, which this version does not know: use the one that measured it")
     axes, sources = {spec.name for spec in fields(Case)}, record.get("sources") or {}
     for case in record["cases"]:
         if unknown := sorted(case.keys() - axes):
-            raise UserError(f"its cases have {unknown[0]!r}, which this version does not know: use that which has it")
+            raise UserError(
+                f"its cases have {unknown[0]!r}, which this version does not know: use the one that measured it"
+            )
         model = case.get("model")
         if model is None or (isinstance(model, str) and not is_model(model)):
             continue

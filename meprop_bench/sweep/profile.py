@@ -27,7 +27,7 @@ from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.measure.lock import device_lock, waiting_for
 from meprop_bench.measure.machine import state, was_busy
 from meprop_bench.measure.paired import Measurement
-from meprop_bench.measure.peaks import Peaks, PeaksCache
+from meprop_bench.measure.peaks import Peaks
 from meprop_bench.measure.pool import Pool
 from meprop_bench.measure.profile import Node, merged
 from meprop_bench.measure.worker import WorkerDied, WorkerError, WorkerOutOfMemory, WorkerRefused
@@ -134,7 +134,6 @@ def profile_case(
     search_s: float = 10.0,
     trace: Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
-    cache: PeaksCache | None = None,
 ) -> tuple[Profile, dict[str, Any]]:
     """Take one case apart in fresh processes; return the profile and the environment.
 
@@ -143,7 +142,6 @@ def profile_case(
         search_s: seconds for the two break-even searches together; 0 leaves them out.
         trace: a file for it, .json or .json.gz.
         progress: called with what is being done.
-        cache: of the machine's peaks.
 
     Raises:
         UserError: the case cannot be set up or measured, or its check failed.
@@ -157,7 +155,7 @@ def profile_case(
         before = state(case.threads)  # before processes are started: it counts what others take
         with Pool.of(partial(start_for, case), _PROCESSES) as pool:
             try:
-                return _Parent(pool, case, progress, cache).profile(search_s, trace, before)
+                return _Parent(pool, case, progress).profile(search_s, trace, before)
             except WorkerError as error:
                 raise _user_error(error, case) from None
 
@@ -187,9 +185,9 @@ def _user_error(error: WorkerError, case: Case) -> UserError:
 class _Parent:
     """The parent's side of one profile."""
 
-    def __init__(self, pool: Pool[int], case: Case, progress: Callable[[str], None], cache: PeaksCache | None) -> None:
+    def __init__(self, pool: Pool[int], case: Case, progress: Callable[[str], None]) -> None:
         self._pool, self._case, self._progress = pool, case, progress
-        self._machine = MachinePeaks(cache, partial(progress, "measuring the machine's peaks"))
+        self._machine = MachinePeaks(measuring=partial(progress, "measuring the machine's peaks"))
 
     def profile(self, search_s: float, trace: Path | None, before: Mapping[str, Any]) -> tuple[Profile, dict[str, Any]]:
         case, pool = self._case, self._pool

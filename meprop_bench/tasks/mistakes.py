@@ -62,7 +62,7 @@ class Builds:
         unlike = (name for name in {**known, **sums} if repr(sums.get(name)) != repr(known.get(name)))
         if (name := next(unlike, None)) is not None:
             raise UserError(
-                f"{self._name} builds another model each time, though torch, random and NumPy are seeded: {name}"
+                f"{self._name} builds a different model each time, though torch, random and NumPy are seeded: {name}"
                 " differs; seed what else it draws from"
             )
         self._models.add(model)
@@ -97,8 +97,8 @@ def examine(task: Examined) -> tuple[Mapping[str, Any], list[nn.Module]]:
         passes += [_batches(task, 0) for _ in range(2)]
     if not all(equal(passes[0], other) for other in passes[1:]):
         raise UserError(
-            f"the batches of {task.name} are others each time, though torch, random and NumPy are seeded: seed"
-            " what else they draw from, and have each iteration begin anew"
+            f"the batches of {task.name} differ each time, though torch, random and NumPy are seeded: seed"
+            " what else they draw from, and have each iteration start from the beginning"
         )
     losses = []
     for model, batches in zip(models, (passes[0], passes[-1]), strict=True):
@@ -176,8 +176,8 @@ def check_schedule(name: str, schedule: object) -> None:
         raise UserError(_no_such("schedule", name, schedule, "lr_scheduler.LRScheduler"))
     if isinstance(schedule, ReduceLROnPlateau):
         raise UserError(
-            f"the schedule of {name} waits for a metric, which is not there after each step: take one that follows"
-            " from the number of steps"
+            f"the schedule of {name} waits for a metric, which is not known after each step: use one that depends on"
+            " the number of steps alone"
         )
 
 
@@ -213,11 +213,11 @@ def _problems(model: nn.Module) -> Iterator[tuple[bool, str]]:
     )
     yield (
         any(module._compiled_call_impl or type(module).__name__ == "OptimizedModule" for _, module in modules),
-        "that is compiled: return it as it is without torch.compile, and choose that by --compile on",
+        "that is compiled: return it without torch.compile, and use --compile on instead",
     )
     yield (
         any(isinstance(module, torch.jit.ScriptModule) for _, module in modules),
-        "of torch.jit, whose layers cannot be changed: return the module that it was made of",
+        "of torch.jit, whose layers cannot be changed: return the module that it was made from",
     )
 
 

@@ -181,7 +181,7 @@ class Own(Examined):
                         return
                     raise UserError(
                         f"the batches of {self.name} ran out after {step} of {steps or self._seen} steps, though there"
-                        " were more before: an iteration has to begin anew each time"
+                        " were more before: each iteration has to start from the beginning"
                     )
                 found.append(moved(batch, self.device, training.dtype))
             self._seen = max(self._seen, step + 1)

@@ -125,7 +125,7 @@ class Recipe:
         check_count("world-size", self.world_size)
         if self.world_size == 1:
             if self.exchange is not None:
-                raise UserError(f"exchange {self.exchange!r} is of several processes: add --world-size 2")
+                raise UserError(f"exchange {self.exchange!r} is for several processes: add --world-size 2")
             return
         able = [name for name, entry in TASKS.items() if entry.parted]
         if self.task not in able:

@@ -7,13 +7,14 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from meprop_bench.methods import METHODS
 from meprop_bench.report.conversion import conversion
 from meprop_bench.tasks.build import is_model, is_pickled
 from meprop_bench.tasks.recipe import Recipe, by_layer_text
 from meprop_bench.tuning.arms import Arm, Layer
 from meprop_bench.tuning.processes import options_text
 
-__all__ = ["again", "code_of", "compare_call", "parity_command", "speedup_command"]
+__all__ = ["again", "code_of"]
 
 _SEEDS = 5
 """That qualities are compared over again, at least."""
@@ -21,15 +22,17 @@ _SEEDS = 5
 
 def code_of(arm: Arm, layers: Sequence[Layer], steps: int) -> str:
     """Return the lines that make a model train as the arm does; the layers are those that can be converted."""
+    package, _, module = METHODS[arm.method].module.rpartition(".")
     found = conversion(
         {layer.name: (layer.kind, arm.k_of(layer)) for layer in layers} or None,
-        function="nn.convert",
+        function=f"{module}.convert",
         method=arm.method,
         k=arm.k,
         rows=arm.gradient == "rows",
         kernel=arm.kernel,
     )
-    imports, lines = [*found.imports, "from meprop_bench import nn"], [*found.calls]
+    own = f"from {package} import {module}" if package else f"import {module}"
+    imports, lines = [*found.imports, own], [*found.calls]
     if arm.compiled:
         lines.append("model.compile()")
     if arm.end is not None:
@@ -52,12 +55,12 @@ def _schedules(arm: Arm, layers: Sequence[Layer], steps: int) -> str:
 def again(arm: Arm, recipe: Recipe, threads: int, *, steps: int, seeds: int, margin: float) -> list[str]:
     """Return what measures the arm again: two commands, or a call where no command finds the model."""
     if is_pickled(recipe.task):
-        return [compare_call(arm, recipe, threads, steps=steps, seeds=seeds)]
-    parity = parity_command(arm, recipe, steps=steps, seeds=seeds, margin=margin)
-    return [speedup_command(arm, recipe, threads), parity]
+        return [_compare_call(arm, recipe, threads, steps=steps, seeds=seeds)]
+    parity = _parity_command(arm, recipe, steps=steps, seeds=seeds, margin=margin)
+    return [_speedup_command(arm, recipe, threads), parity]
 
 
-def compare_call(arm: Arm, recipe: Recipe, threads: int, *, steps: int, seeds: int) -> str:
+def _compare_call(arm: Arm, recipe: Recipe, threads: int, *, steps: int, seeds: int) -> str:
     """Return the call that measures the arm again, of a function that was given as it is."""
     given: dict[str, Any] = {"method": arm.method, "k": arm.k if arm.end is None else [arm.k, arm.end]}
     given |= {"gradient": arm.gradient, "kernel": arm.kernel, "k_by_layer": dict(arm.ks), "leave": ";".join(arm.left)}
@@ -71,7 +74,7 @@ def compare_call(arm: Arm, recipe: Recipe, threads: int, *, steps: int, seeds: i
     return f"mb.compare({recipe.task.rpartition('@')[0]}, {', '.join(words)})"
 
 
-def speedup_command(arm: Arm, recipe: Recipe, threads: int) -> str:
+def _speedup_command(arm: Arm, recipe: Recipe, threads: int) -> str:
     """Return the command that measures the arm's step again, with all phases and as long as `speedup` does."""
     words = ["--workload", "model", "--model", recipe.task]
     if (options := options_text(recipe)) is not None:
@@ -89,7 +92,7 @@ def speedup_command(arm: Arm, recipe: Recipe, threads: int) -> str:
     return shlex.join(["meprop-bench", "speedup", *words])
 
 
-def parity_command(arm: Arm, recipe: Recipe, *, steps: int, seeds: int, margin: float) -> str:
+def _parity_command(arm: Arm, recipe: Recipe, *, steps: int, seeds: int, margin: float) -> str:
     """Return the command that compares the arm's quality with dense again, at equal steps."""
     words = ["--model" if is_model(recipe.task) else "--task", recipe.task]
     for name, value in recipe.options.items():

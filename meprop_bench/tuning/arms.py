@@ -20,8 +20,7 @@ from itertools import product
 from typing import Any, Self
 
 from meprop_bench.errors import UserError, one_of
-from meprop_bench.methods import METHODS
-from meprop_bench.optimizers import OPTIMIZERS
+from meprop_bench.methods import SPARSE
 from meprop_bench.report.conversion import patterns
 from meprop_bench.tasks.checks import check_k
 from meprop_bench.tasks.recipe import Recipe, by_layer_text
@@ -53,8 +52,7 @@ class Arm:
     ] = ()  # pattern of names, k of these layers in place of `k`; the first counts
 
     def __post_init__(self) -> None:
-        able = [name for name, method in METHODS.items() if method.selection and not method.algorithm]
-        one_of("method to tune:", self.method, able)
+        one_of("method to tune:", self.method, SPARSE)
         one_of("gradient", self.gradient, ("dense", "rows"))
         one_of("shape of a schedule", self.shape, ("linear", "cosine"))
         for k in (self.k, self.end, *(k for _, k in self.ks)):
@@ -147,18 +145,11 @@ class Layer:
 def arms_of(
     methods: Sequence[str] = METHODS_TRIED,
     ks: Sequence[int | float] = LADDER,
-    gradients: Sequence[str] | None = None,
+    gradients: Sequence[str] = ("dense",),
     *,
-    optimizer: str | None = None,
     kernel: str = "auto",
 ) -> list[Arm]:
-    """Return an arm for each method, k and layout of the gradient, the most promising first.
-
-    Where nothing is said, the layout is dense, and rows besides where the optimizer, by its name, takes them.
-    """
-    if gradients is None:
-        rows = optimizer is not None and optimizer in OPTIMIZERS and OPTIMIZERS[optimizer].rows
-        gradients = ("dense", "rows") if rows else ("dense",)
+    """Return an arm for each method, k and layout of the gradient, the most promising first."""
     # The k first: of several methods the likeliest k of each is tried before the second of one.
     found = [Arm(method, k, gradient, kernel) for k, method, gradient in product(ks, methods, gradients)]
     if not found:
@@ -196,8 +187,11 @@ def scheduled(arms: Sequence[Arm]) -> list[Arm]:
     return found
 
 
-def leaving(arm: Arm, layers: Sequence[Layer], most: int = 2) -> list[Arm]:
-    """Return variants of an arm that leave the smallest layers dense, at most so many, the one nearest to it first.
+_MOST_LEAVING = 2
+
+
+def leaving(arm: Arm, layers: Sequence[Layer]) -> list[Arm]:
+    """Return a few variants of an arm that leave the smallest layers dense, the one nearest to it first.
 
     The selection has a cost of its own at each layer, which a small one does not earn back. Layers of one size stand or
     fall together. No variant leaves all of them dense.
@@ -206,7 +200,7 @@ def leaving(arm: Arm, layers: Sequence[Layer], most: int = 2) -> list[Arm]:
     sizes = sorted({layer.weights for layer in converted})
     return [
         replace(arm, left=(*arm.left, *(layer.name for layer in converted if layer.weights <= size)))
-        for size in sizes[:-1][:most]
+        for size in sizes[:-1][:_MOST_LEAVING]
     ]
 
 

@@ -32,7 +32,7 @@ _MOST_VARIED = 2
 BY_LAYER, _MOST_BY_LAYER = 0.1, 3
 """Share of the time that is left for timing variants of k by layer, and how many there are at most."""
 _ONE_GO_S = 90.0
-"""Seconds for all timings below which all arms are timed in one go: each start of the processes takes seconds."""
+"""Seconds for all timings below which all arms are timed at once: each start of the processes takes seconds."""
 
 
 class Candidates:

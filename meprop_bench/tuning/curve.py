@@ -252,8 +252,8 @@ def _answer(
         best = max(arms, key=lambda arm: _mean(of[lengths[-1], arm]))
         difference = _difference(of[lengths[-1], best], quality)
         head = f"In none of {shown} is an arm ahead" if len(lengths) > 1 else f"In {shown} no arm is ahead"
-        return f"{head}: dense is, by the least of {best.label}, {metric} {difference} in the longest.", ExitCode.OK
-    head = f"Undecided: in none of {shown} is an arm shown to be ahead of dense to the end"
+        return f"{head}: dense is, and {best.label} comes nearest, {metric} {difference} in the longest.", ExitCode.OK
+    head = f"Undecided: in none of {shown} is an arm shown to be ahead of dense, and to stay ahead"
     return f"{head}, nor dense of all arms.{_early(lengths, arms, of)}", ExitCode.INCONCLUSIVE
 
 

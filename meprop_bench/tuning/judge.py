@@ -25,6 +25,7 @@ from typing import Any, Literal, Self, get_args
 
 from meprop_bench.errors import ExitCode
 from meprop_bench.measure.notes import Note
+from meprop_bench.report.cells import capital, counted
 from meprop_bench.report.quality import POINTS, Quality
 from meprop_bench.stats import Interval, clear_of, mean_interval, non_inferiority
 from meprop_bench.sweep.dense_sides import UNCOMPILED
@@ -221,7 +222,7 @@ def left_uncompiled(timings: Iterable[Timing | None]) -> str:
     if not limits_s:
         return ""
     text = Note.of(UNCOMPILED, seconds=max(limits_s)).text
-    return f" {text[0].upper()}{text[1:]}."
+    return f" {capital(text)}."
 
 
 def front(findings: Iterable[ArmResult]) -> list[Arm]:
@@ -270,7 +271,7 @@ def _step(found: ArmResult) -> str:
 
 def _quality(found: ArmResult, metric: Metric) -> str:
     assert found.equal_steps is not None
-    of = f"after {found.steps:,} steps, {_count(found.seeds, 'seed')}"
+    of = f"after {found.steps:,} steps, {counted(found.seeds, 'seed')}"
     return f"{metric.name} {bounds(found.equal_steps, metric.quality)} {of}"
 
 
@@ -292,14 +293,14 @@ def _take(best: ArmResult, metric: Metric, layers: Sequence[Layer]) -> str:
 
 
 def _not_tried(count: int) -> str:
-    return f" {_count(count, 'arm')} {'was' if count == 1 else 'were'} not tried, for lack of time." if count else ""
+    return f" {counted(count, 'arm')} {'was' if count == 1 else 'were'} not tried, for lack of time." if count else ""
 
 
 def _on(arm: Arm, layers: Sequence[Layer]) -> str:
     if not layers:
         return ""
     converted = sum(each.converted and not arm.leaves(each.name) for each in layers)
-    return f", on {converted} of {_count(len(layers), 'layer')}"
+    return f", on {converted} of {counted(len(layers), 'layer')}"
 
 
 def _undecided(
@@ -317,7 +318,7 @@ def _undecided(
         if non_inferiority(best.equal_steps, metric.margin) == "pass":
             what, then = "but the step is not shown to be faster: time it on an idle machine", ""
         return (
-            f"Undecided: of {best.arm.label} {_step(best)}, {_quality(best, metric)}, {what}."
+            f"Undecided: with {best.arm.label} {_step(best)}, {_quality(best, metric)}, {what}."
             f"{_at_equal_time(best, metric)}{then}"
         )
     open_arms = f"{len(still_open)} of {len(found)} arms" if len(still_open) < len(found) else "any arm"
@@ -333,7 +334,7 @@ def _dense(found: Sequence[ArmResult], metric: Metric) -> str:
         assert best.equal_steps is not None
         passes = non_inferiority(best.equal_steps, metric.margin) == "pass"
         head = (
-            f"Stay dense: of {best.arm.label} {_step(best)}, {_quality(best, metric)}"
+            f"Stay dense: with {best.arm.label} {_step(best)}, {_quality(best, metric)}"
             f"{f' (passes at {metric.margin:.4g})' if passes else ''}, but dense with the same seconds is better."
             f"{_at_equal_time(best, metric)}"
         )
@@ -366,10 +367,6 @@ def _reasons(found: Sequence[ArmResult], metric: Metric) -> str:
         "behind": ("is behind dense with the same seconds", "are behind dense with the same seconds"),
         "failed": ("failed", "failed"),
     }
-    counted = Counter(each.standing for each in found)
-    parts = [f"{counted[name]} {text[counted[name] > 1]}" for name, text in words.items() if counted[name]]
+    counts = Counter(each.standing for each in found)
+    parts = [f"{counts[name]} {text[counts[name] > 1]}" for name, text in words.items() if counts[name]]
     return "; " + ", ".join(parts) if parts else ""
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}" + ("" if number == 1 else "s")

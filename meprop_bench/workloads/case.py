@@ -23,7 +23,7 @@ from typing import Any, Never, Self
 
 from meprop_bench.errors import UserError, one_of
 from meprop_bench.measure.arithmetic import TF32
-from meprop_bench.methods import METHODS, SPARSE
+from meprop_bench.methods import METHODS, SPARSE, Method
 from meprop_bench.optimizers import OPTIMIZERS
 from meprop_bench.results.axes import AXES, Axes, case_name
 from meprop_bench.tasks import TASKS
@@ -110,6 +110,7 @@ class Case(Axes[Never]):
             axis.check(getattr(self, axis.field))
         self._fill_in()
         one_of(f"method of the workload {self.workload}:", self.method, self._workload.methods)
+        self._check_method()
         self._check_dense()
         object.__setattr__(self, "device", _device(self.device))
         if self.dtype == TF32 and self.device == "cpu":
@@ -125,8 +126,8 @@ class Case(Axes[Never]):
             self._check_maps(self.size, self.filter)
         elif self.workload in ONE_WIDTH and isinstance(self.k, int) and self.k > self.out_features:
             raise UserError(
-                f"k {self.k} is more than the {self.out_features} outputs that it is of: take at most"
-                f" {self.out_features}, which is all of them, or a ratio in (0, 1]"
+                f"k {self.k} is more than the layer's {self.out_features} outputs: take at most {self.out_features}, or"
+                " a ratio in (0, 1]"
             )
         self._check_model()
         self._check_optimizer()
@@ -149,6 +150,15 @@ class Case(Axes[Never]):
                     f" {', '.join(axis.workloads or ())}"
                 )
 
+    def _check_method(self) -> None:
+        """Refuse a method with a `convert` of its own where `nn`'s layers would be timed under its name."""
+        module = METHODS[self.method].module
+        if module != Method.module and (self._workload.module or self.workload) != "model":
+            raise UserError(
+                f"the workload {self.workload} is made of meprop_bench.nn's layers, and the method {self.method} makes"
+                f" those of {module}: time a model or a task by --model"
+            )
+
     def _check_dense(self) -> None:
         """Fill in and refuse what the method dense alone has, or has not."""
         if self.method != "dense":
@@ -158,7 +168,7 @@ class Case(Axes[Never]):
         object.__setattr__(self, "k", 1)
         slowdown = self.slowdown or 0.0
         if slowdown and self.device != "cpu":
-            raise UserError(f"slowdown {slowdown!r} is a wait of the processor: use --device cpu, not {self.device}")
+            raise UserError(f"slowdown {slowdown!r} makes the CPU wait: use --device cpu, not {self.device}")
         if AXES["slowdown"].of(self.workload):
             object.__setattr__(self, "slowdown", float(slowdown))
         for name, usual in (("gradient", "dense"), ("kernel", "auto")):
@@ -186,7 +196,7 @@ class Case(Axes[Never]):
             for name in ("exchange", "dense_exchange"):
                 if getattr(self, name) is not None:
                     option = name.replace("_", "-")
-                    raise UserError(f"{option} {getattr(self, name)!r} is of several processes: add --world-size 2")
+                    raise UserError(f"{option} {getattr(self, name)!r} is for several processes: add --world-size 2")
             return
         for name, usual in (("exchange", "gathered"), ("dense_exchange", "ddp")):
             if getattr(self, name) is None:

@@ -102,11 +102,11 @@ def test_k_by_layer_is_a_dictionary(runner: type[_Runner]) -> None:
         ({"workload": "mlp", "gradient": "rows"}, 'add optimizer="sgd" (or adagrad), or gradient="dense"'),
         ({"build": "no_such_file.py:build"}, "there is no file no_such_file.py"),
         ({"build": "mnits"}, "unknown model 'mnits': did you mean 'mnist'"),
-        ({"build": "mnist", "model": "digits"}, "the model is there twice"),
+        ({"build": "mnist", "model": "digits"}, "the model is given twice"),
         ({"build": 3}, "not by something of type int"),
         ({"build": torch.nn.Linear(2, 2)}, "not by something of type Linear: give build itself"),
         ({**LAYER, "seeds": 3}, "add parity=True"),
-        ({**LAYER, "resume": True}, "say which by out"),
+        ({**LAYER, "resume": True}, "name it by out"),
         ({**LAYER, "budget": -1}, "budget must be more than 0 seconds"),
         ({**LAYER, "deadline": -1}, "deadline must be more than 0 seconds"),
         ({**LAYER, "processes": 0}, "processes must be an integer from 1"),
@@ -136,7 +136,7 @@ def test_what_is_saved_is_loaded_again(runner: type[_Runner], tmp_path: Path) ->
     again = mb.load(folder)
     assert (again.rows, again.folder) == (found.rows, folder)
     assert {"README.md", "measurements.jsonl", "environment.json"} <= {path.name for path in folder.iterdir()}
-    with pytest.raises(mb.UserError, match=r"there is something in .*kept already"):
+    with pytest.raises(mb.UserError, match=r"kept is not empty"):
         found.save(folder)
     with pytest.raises(mb.UserError, match="cannot write to"):
         found.save(folder / "README.md" / "below")

@@ -277,7 +277,7 @@ def test_its_folder_has_the_page_that_an_index_links_to(tmp_path, capsys, monkey
         (["--k", "3", "--optimizer", "adm"], "unknown optimizer"),
         (["--k", "3", "--threads", "0"], "threads must be"),
         (["--k", "3", "--device", "cuda:99"], "the device cuda:99 is not there"),
-        (["--k", "3", "--exchange", "gathered"], "exchange 'gathered' is of several processes: add --world-size 2"),
+        (["--k", "3", "--exchange", "gathered"], "exchange 'gathered' is for several processes: add --world-size 2"),
         (["--k", "3", "--world-size", "0"], "world-size must be an integer of at least 1"),
         (["--k", "3", "--world-size", "2", "--exchange", "agreed"], "agree on one selection"),
         (["--k", "3", "--world-size", "2", "--exchange", "agree"], "did you mean 'agreed'"),

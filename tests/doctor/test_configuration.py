@@ -68,7 +68,7 @@ _ASV = '{"version": 1, "repo": ".", %s}'
         ('{"version": 1}', ["there is no repo"]),
         (_ASV % '"branches": []', ["the branches are empty"]),
         ('{"version": 1,', ["it is not JSON"]),
-        ("[1]", ["it holds no object but list"]),
+        ("[1]", ["it holds a list, not an object"]),
         ("", ["it is not JSON"]),
         ("[" * 100_000, ["it is not JSON"]),
     ],

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from meprop_bench.errors import UserError
+from meprop_bench.methods import METHODS, Method
 from meprop_bench.report.best import best, chosen
 from meprop_bench.report.reliability import with_disagreements
 from meprop_bench.results.schema import Parity
@@ -49,12 +50,17 @@ def test_the_fastest_is_taken_with_its_interval(case):
     assert found.code == 'meprop_bench.convert(model, k=0.05, selection="unified")'
 
 
+def test_a_method_of_somebody_else_is_converted_by_its_own_module(case, monkeypatch):
+    monkeypatch.setitem(METHODS, "unified", Method("unified", module="elsewhere.first"))
+    assert best([case(0.05, 1.5)]).code == 'elsewhere.first.convert(model, k=0.05, selection="unified")'
+
+
 def test_what_the_intervals_do_not_decide_is_said_before_any_figure(case):
     found = best([case(0.05, 1.5, half=0.05), case(0.1, 1.48, half=0.05), case(0.2, 1.1)])
     assert found.k == 0.05
     assert not found.decided
     first, second, *_ = found.sentences
-    assert first.startswith("Which is fastest is not decided: unified k=0.1 and unified k=0.05")
+    assert first.startswith("Which is fastest is not decided: the intervals of unified k=0.1 and unified k=0.05")
     assert second.startswith("unified k=0.05 has the highest figure: a training step is 1.50x [")
 
 
@@ -87,14 +93,14 @@ def test_where_nothing_is_faster_dense_stays(case):
     found = best([case(0.05, 0.9), case(0.1, 1.001, half=0.02)])
     assert not found
     assert found.sentences == (
-        "Stay dense: no case is told apart from dense as faster.",
+        "Stay dense: no case is significantly faster than dense.",
         "The highest figure is that of unified k=0.1, 1.00x [0.98, 1.02].",
     )
 
 
 def test_where_all_that_is_faster_loses_accuracy_dense_stays(case):
     found = best([case(0.05, 2.0, parity=_parity(-2.0))])
-    assert found.sentences[0] == "Stay dense: all that is faster loses more accuracy than the margin."
+    assert found.sentences[0] == "Stay dense: every faster case loses more accuracy than the margin."
     assert found.sentences[-1].startswith("Its accuracy is lost: -2.00 [")
 
 
@@ -105,7 +111,7 @@ def test_what_failed_its_check_or_cannot_be_believed_is_not_taken(case, failed_r
     found = best([doubtful, case(0.1, 1.3)])
     assert found.k == 0.1
     assert found.sentences[-1] == "Not to be believed: unified k=0.05."
-    assert best([doubtful]).sentences[0] == "Not decided: no speed-up is a figure that can be believed."
+    assert best([doubtful]).sentences[0] == "Not decided: no measured speed-up can be believed."
 
 
 def test_cases_of_different_dense_work_are_not_held_against_each_other(case):

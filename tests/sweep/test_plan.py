@@ -52,7 +52,7 @@ def test_the_usual_k_are_parts_of_the_layer_and_a_k_that_is_given_has_to_be() ->
     assert {case.k for case in _plan(method=["meprop"]).cases} == {10, 30, 100}
     assert {case.k for case in _plan(method=["meprop"], hidden=[64]).cases} == {10, 30, 16}
     assert {case.k for case in _plan(method=["meprop"], hidden=[2]).cases} == {1}
-    with pytest.raises(UserError, match="k 600 is more than the 500 outputs"):
+    with pytest.raises(UserError, match="k 600 is more than the layer's 500 outputs"):
         _plan(k=[600], hidden=[500])
 
 

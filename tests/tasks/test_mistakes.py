@@ -40,7 +40,7 @@ _MISTAKES = {
     ),
     "random model": (
         "training(model=perceptron(*(nn.Linear(16, 16) for _ in range(os.urandom(1)[0] % 5 + next(N) * 5))))",
-        "builds another model each time, though torch, random and NumPy are seeded: .* differs",
+        "builds a different model each time, though torch, random and NumPy are seeded: .* differs",
     ),
     "same model": ("training(model=M)", "returns the same model, or parameters, each time: make it inside"),
     "shared layer": ("training(model=nn.Sequential(M[0], nn.ReLU(), nn.Linear(16, 4)))", "the same model, or param"),
@@ -52,23 +52,23 @@ _MISTAKES = {
     ),
     "model compiled already": (
         "training(model=torch.compile(perceptron()))",
-        "a model that is compiled: return it as it is without torch.compile, and choose that by --compile on",
+        "a model that is compiled: return it without torch.compile, and use --compile on instead",
     ),
     "model that compiles itself": ("training(model=(m := perceptron(), m.compile())[0])", "a model that is compiled: "),
     "model of torch.jit": (
         "training(model=torch.jit.trace(perceptron(), X))",
-        "a model of torch.jit, whose layers cannot be changed: return the module that it was made of",
+        "a model of torch.jit, whose layers cannot be changed: return the module that it was made from",
     ),
     "all parameters frozen": ("training(model=perceptron().requires_grad_(False))", "without parameters that are"),
     "no batches": ("training(batches=[])", "has 0 batches: give it some"),
     "too few batches": ("training(accumulate=9)", "has 4 batches, fewer than the 9 of one update"),
-    "random batches": ("training(batches=Fresh(lambda: torch.rand(6, 12) + os.urandom(1)[0]))", "are others each time"),
+    "random batches": ("training(batches=Fresh(lambda: torch.rand(6, 12) + os.urandom(1)[0]))", "differ each time"),
     "random arrays": (
         "training(batches=Fresh(lambda: os.urandom(12)), loss=lambda m, b: loss(m, (torch.frombuffer("
         "bytearray(b[0]), dtype=torch.uint8).float()[None] , b[1][:1])))",
         "the loss of .* differs from one call to the next.* or its batches, draw from",
     ),
-    "batches of another build": ("training(batches=[(X + os.urandom(1)[0] + next(N), Y)])", "are others each time"),
+    "batches of another build": ("training(batches=[(X + os.urandom(1)[0] + next(N), Y)])", "differ each time"),
     "fewer batches later": ("training(batches=Ends())", "ran out after 1 of 3 steps, though there were more before"),
     "batches that are read once": (
         "training(batches=Once())",
@@ -95,7 +95,7 @@ _MISTAKES = {
     "schedule that fails": ("training(schedule=lambda o, n: 1 / 0)", "failed to make its schedule of 1000 steps"),
     "schedule that waits": (
         "training(schedule=lambda o, n: torch.optim.lr_scheduler.ReduceLROnPlateau(o))",
-        "waits for a metric, which is not there",
+        "waits for a metric, which is not known",
     ),
     "filter that fails": ("training(filter=lambda name: True)", "failed to choose its layers: TypeError"),
     "filter that takes none": (

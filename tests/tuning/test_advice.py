@@ -13,6 +13,7 @@ from torch import nn as torch_nn
 from meprop_bench.api.measure import compare
 from meprop_bench.cli import parity, speedup
 from meprop_bench.cli.recipe import recipe_of
+from meprop_bench.methods import METHODS, Method
 from meprop_bench.nn.sparsified import Sparsified
 from meprop_bench.results.axes import AXES
 from meprop_bench.sweep.parity import ParityPlan
@@ -167,3 +168,14 @@ def test_a_model_that_no_command_finds_is_measured_again_by_a_call(arm: Arm, exp
     parameters = {*signature(compare).parameters, *(option.replace("-", "_") for option in AXES)}
     assert expected.keys() <= parameters
     assert len(again(arm, RECIPE, 2, steps=100, seeds=8, margin=0.5)) == 2
+
+
+@pytest.mark.parametrize(
+    ("module", "line"), [("elsewhere.first", "from elsewhere import first"), ("first", "import first")]
+)
+def test_a_method_of_somebody_else_is_converted_by_its_own_module(
+    module: str, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METHODS, "unified", Method("unified", module=module))
+    code = code_of(Arm("unified", 0.125), LAYERS, 100)
+    assert code.splitlines() == [line, "", 'first.convert(model, k=0.125, selection="unified")']

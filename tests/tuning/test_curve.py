@@ -54,7 +54,7 @@ def test_ahead_all_along(fake: Any) -> None:
 
 def test_dense_ahead_everywhere(fake: Any) -> None:
     curve = draw(fake(lambda arm: 2.0, lambda arm, steps: 90.0 if arm is None else 80.0))
-    assert curve.sentence.startswith("In none of 1 s, 4 s, 16 s is an arm ahead: dense is, by the least of ")
+    assert curve.sentence.startswith("In none of 1 s, 4 s, 16 s is an arm ahead: dense is, and ")
     assert curve.code == ExitCode.OK
 
 

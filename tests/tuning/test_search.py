@@ -105,7 +105,7 @@ def test_noise_that_decides_nothing_is_undecided(fake: Any, learns: Any) -> None
     answer = tune(fake(lambda arm: 1.5, learns(lambda arm: 0.4, slope=2), noise=3.0))
     assert answer.decision.kind == "undecided"
     assert answer.decision.code == ExitCode.INCONCLUSIVE
-    assert answer.decision.sentence.startswith("Undecided: of unified, k = ")
+    assert answer.decision.sentence.startswith("Undecided: with unified, k = ")
 
 
 def test_inferior_yet_ahead_at_equal_time_is_said(fake: Any, learns: Any) -> None:

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
 from meprop_bench.errors import UserError, one_of
-from meprop_bench.workloads.case import Case, recipe_of
+from meprop_bench.methods import METHODS, Method
+from meprop_bench.workloads.case import WORKLOADS, Case, recipe_of
 
 
 def test_a_case_survives_json() -> None:
@@ -97,8 +99,20 @@ def test_more_than_all_outputs_cannot_be_kept(workload: str) -> None:
     more = {"data": "digits", "in_features": 64} if workload in ("mlp", "mesimp") else {}
     method = "mesimp" if workload == "mesimp" else "meprop"
     assert Case(workload=workload, method=method, k=500, out_features=500, **more).k == 500  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="k 501 is more than the 500 outputs that it is of: take at most 500"):
+    with pytest.raises(UserError, match="k 501 is more than the layer's 500 outputs: take at most 500"):
         Case(workload=workload, method=method, k=501, out_features=500, **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("workload", ["linear", "mlp", "conv", "lstm", "gru", "seq2seq"])
+def test_layers_of_another_module_are_not_timed_as_those_of_nn(workload: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "first", Method("example", module="elsewhere.first"))
+    for name, found in WORKLOADS.items():
+        monkeypatch.setitem(WORKLOADS, name, replace(found, methods=(*found.methods, "first")))
+    size = {"size": 12, "filter": 5} if workload == "conv" else {}
+    data = {"data": "digits", "in_features": 64} if workload == "mlp" else {}
+    with pytest.raises(UserError, match=r"nn's layers, and the method first makes those of elsewhere.first: .*--model"):
+        Case(workload=workload, method="first", k=4, **size, **data)
+    assert Case(workload="model", model="digits", method="first", k=4).method == "first"
 
 
 def test_one_of_names_the_nearest() -> None:

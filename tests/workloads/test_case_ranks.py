@@ -38,7 +38,7 @@ def test_one_process_is_the_case_that_it_has_always_been() -> None:
 @pytest.mark.parametrize(
     ("wrong", "line"),
     [
-        ({"world_size": 1, "exchange": "agreed"}, "exchange 'agreed' is of several processes"),
+        ({"world_size": 1, "exchange": "agreed"}, "exchange 'agreed' is for several processes"),
         ({"gradient": "dense"}, "add --gradient rows"),
         ({"exchange": "agreed", "method": "meprop"}, "agree on one selection"),
         ({"fused_step": "method"}, "fused-step does not go with --world-size 2"),

@@ -7,7 +7,7 @@ from functools import cache
 from operator import attrgetter
 from typing import Any, TypeVar
 
-from meprop_bench.report.cells import ABSENT, IN_SHAPE, shape
+from meprop_bench.report.cells import ABSENT, IN_SHAPE, counted, shape
 from meprop_bench.report.sections import PHASES, phase_order
 from meprop_bench.results.axes import AXES
 from meprop_bench.results.schema import Row
@@ -132,7 +132,7 @@ def _partial_shape(row: Row, named: set[str]) -> str:
 
 
 def _threads(row: Row) -> str:
-    return "" if not row.threads else f"{row.threads} thread{'s' * (row.threads != 1)}"
+    return counted(row.threads, "thread") if row.threads else ""
 
 
 def called(phase: str | None) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from meprop_bench.measure.peaks import Peaks
-from meprop_bench.report.cells import quantity, shape
+from meprop_bench.report.cells import counted, quantity, shape
 from meprop_bench.report.machine import peaks_of
 from meprop_bench.report.plots.grouping import grouped
 from meprop_bench.report.plots.svg import COLOURS, MARKERS, PALETTE, Picture, Plot, log_ticks, name_of
@@ -140,5 +140,4 @@ def _series(row: Row) -> tuple[object, ...]:
 
 
 def _constant(row: Row) -> str:
-    threads = f"{row.threads} thread{'s' * (row.threads != 1)}"
-    return f"{row.device}, {threads}, {row.dtype}, {row.allocator} allocator"
+    return f"{row.device}, {counted(row.threads or 0, 'thread')}, {row.dtype}, {row.allocator} allocator"

@@ -13,7 +13,7 @@ from statistics import fmean as mean
 from typing import TYPE_CHECKING, Any
 
 from meprop_bench.durations import duration
-from meprop_bench.report.cells import seconds
+from meprop_bench.report.cells import counted, seconds
 from meprop_bench.report.plots.svg import COLOURS, DASHES, MARKERS, PALETTE, STYLE, Picture, Plot, name_of
 from meprop_bench.results.redact import one_line
 from meprop_bench.stats import Interval
@@ -110,14 +110,14 @@ def _learning(title: str, what: str, arms: Mapping[str, Sequence[SeedCurve]], wa
         _ticks(axes, places)
     elif way == "steps":
         _thousands(axes)
-    count = max(len(seeds) for seeds in arms.values())
+    of = counted(max(map(len, arms.values())), "seed")
     words = {"steps": "over the steps", "epochs": "over the epochs", "time": "over the time spent in steps"}[way]
     return picture.plot(
         name_of(f"curve-{number}", "" if what == "dev metric" else what, way if way == "time" else ""),
         "learning",
         f"{title}: {what} {words}",
-        f"mean, lowest and highest of {count} seed{'s' * (count != 1)}",
-        f"{title}: {what} {words}; mean, lowest and highest of {count} seed{'s' * (count != 1)}.",
+        f"mean, lowest and highest of {of}",
+        f"{title}: {what} {words}; mean, lowest and highest of {of}.",
         choices={"of": title, "metric": what, "over": way},
         main=way != "time",
     )

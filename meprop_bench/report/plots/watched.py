@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from meprop_bench.report.cells import joules, memory, pair, percent, ratio
+from meprop_bench.report.cells import capital, joules, memory, pair, percent, ratio
 from meprop_bench.report.plots.grouping import called, detail, grouped, in_phases, of_several, setting_of, way
 from meprop_bench.report.plots.svg import COLOURS, PALETTE, Picture, Plot, name_of
 from meprop_bench.results.redact import one_line
@@ -83,7 +83,7 @@ def _drawn(name: str, phase: str, rows: list[Row], several: bool) -> Plot:
         picture.point(after, place, named, pair(figure.text(before), figure.text(after)), share)
     _scales(picture, figure, len(shown))
     constant = detail(rows, several=several)
-    title = f"{name[0].upper()}{name[1:]} of the {called(phase)}, dense and sparse"
+    title = f"{capital(name)} of the {called(phase)}, dense and sparse"
     cut = f" The first {len(shown)} of {len(rows)} cases." if len(rows) > len(shown) else ""
     return picture.plot(
         name_of("watched", name, phase, constant),
