@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
+from itertools import zip_longest
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 from torch.autograd import Variable
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook, fp16_compress_hook
 from torch.futures import Future
+from torch.nn.parameter import is_lazy
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parallel.distributed import _find_tensors
 
@@ -94,8 +96,10 @@ class DataParallel(nn.Module):
         super().__init__()
         _check(module, exchange, ddp)
         entries, choosing = _entries(module, exchange), _choosing(module) if exchange == "agreed" else {}
-        self._channel = channel = Channel(process_group, timeout, scores=bool(choosing))
-        _check_alike(channel, [("exchange", exchange), ("bucket_bytes", bucket_bytes)], entries)
+        self._channel = channel = Channel(process_group, timeout)
+        _check_alike(channel, [("exchange", exchange), ("bucket_bytes", bucket_bytes)], module, entries, choosing)
+        if choosing:
+            channel.open_scores()
         self._ddp: DistributedDataParallel | None
         vars(self)["_ddp"] = _beside(  # not among the modules, so that its names are not in the state dict
             module, entries, process_group=process_group, find_unused_parameters=find_unused_parameters, **ddp
@@ -103,8 +107,8 @@ class DataParallel(nn.Module):
         self.module = module
         self._dense_bytes: float | None = _register(self._ddp, comm_hook, process_group)
         self._dense: list[tuple[Future[Tensor], Tensor, Pending]] = []
-        for entry in entries:
-            channel.broadcast(entry.parameter.detach())
+        for tensor in _not_of(self._ddp, module, entries):
+            channel.broadcast(tensor)
         agreed = {id(layer.weight) for layer in choosing.values()}
         alone = channel.size == 1
         self._buckets = [] if alone else _buckets(channel, entries, agreed, bucket_bytes)
@@ -312,19 +316,26 @@ def _choosing(module: nn.Module) -> dict[str, MePropLinear]:
     }
 
 
-def _check_alike(channel: Channel, settings: list[tuple[str, Any]], entries: list[Entry]) -> None:
-    """Raise ValueError on all ranks if they would exchange different things."""
-    mine = list(settings)
-    for name, parameter, most in entries:
-        mine.append((name, f"{tuple(parameter.shape)} {parameter.dtype} of which {most} rows"))
+def _check_alike(
+    channel: Channel,
+    settings: list[tuple[str, Any]],
+    module: nn.Module,
+    entries: list[Entry],
+    choosing: dict[str, MePropLinear],
+) -> None:
+    """Raise ValueError on all ranks if they would exchange different things: before any does, as they would wait."""
+    most = {id(entry.parameter): entry.most for entry in entries}
+    mine = [f"{name} {value}" for name, value in settings]
+    for name, parameter in module.named_parameters():
+        shape = "not initialized" if is_lazy(parameter) else f"{tuple(parameter.shape)} {parameter.dtype}"
+        rows = f" of which {most[id(parameter)]} rows" if id(parameter) in most else ""
+        mine.append(f"{name} {shape}{rows}" + ("" if parameter.requires_grad else ", not trained"))
+    mine += [f"a selection of {name or 'the model'} to agree on" for name in choosing]
     for rank, theirs in enumerate(channel.descriptions(mine)):
         if theirs != mine:
-            pairs = [(a, b) for a, b in zip(mine, theirs, strict=False) if a != b]
-            counts = ("rows of", f"{len(mine)} parameters"), ("rows of", f"{len(theirs)} parameters")
-            (name, own), (other, value) = pairs[0] if pairs else counts
-            raise ValueError(
-                f"rank {rank} has another model than rank {channel.rank}: {other} {value} instead of {name} {own}"
-            )
+            pairs = zip_longest(mine, theirs, fillvalue="nothing")
+            own, other = next((a, b) for a, b in pairs if a != b)
+            raise ValueError(f"rank {rank} has another model than rank {channel.rank}: {other} instead of {own}")
 
 
 def _beside(module: nn.Module, entries: list[Entry], **keywords: Any) -> DistributedDataParallel | None:
@@ -346,6 +357,14 @@ def _beside(module: nn.Module, entries: list[Entry], **keywords: Any) -> Distrib
             module._ddp_params_and_buffers_to_ignore = before
     ddp.reduced_beside = frozenset(entry.parameter for entry in entries)  # type: ignore[assignment]
     return ddp
+
+
+def _not_of(ddp: DistributedDataParallel | None, module: nn.Module, entries: list[Entry]) -> Iterator[Tensor]:
+    """Yield what starts as rank 0 has it, and is not brought there by DistributedDataParallel, where that is."""
+    if ddp is None:
+        yield from (tensor.detach() for tensor in (*module.parameters(), *module.buffers()))
+    else:
+        yield from (entry.parameter.detach() for entry in entries)
 
 
 def _register(ddp: DistributedDataParallel | None, comm_hook: Any, group: Any) -> float | None:

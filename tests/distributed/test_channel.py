@@ -90,9 +90,9 @@ def test_bytes():
 
 
 def case_groups_wait_as_long_as_that_of_the_model(rank):
-    channel = Channel(rank.group, None, scores=True)
+    channel = Channel(rank.group, None)
     assert channel._timeout == timedelta(seconds=60)
-    assert Channel(rank.group, timedelta(seconds=7), scores=False)._timeout == timedelta(seconds=7)
+    assert Channel(rank.group, timedelta(seconds=7))._timeout == timedelta(seconds=7)
     assert channel.total(rank.rank + 1) == sum(range(1, rank.size + 1))
 
 
