@@ -31,9 +31,9 @@ from torch import Tensor, nn
 from torch.autograd import Variable
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook, fp16_compress_hook
 from torch.futures import Future
-from torch.nn.parameter import is_lazy
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parallel.distributed import _find_tensors
+from torch.nn.parameter import is_lazy
 
 from meprop_bench.distributed.agreed import Agreed, Agreement, Choice
 from meprop_bench.distributed.buckets import Bucket, Entry

@@ -156,9 +156,7 @@ class Recipe:
 
     @property
     def parts(self) -> int:
-        """Parts of a batch, each of which selects by itself: of processes that gather their rows, each one's. Those that
-        agree are one with the whole batch.
-        """
+        """Parts of a batch that select by themselves: those of processes that gather rows; who agrees has the whole."""
         return self.world_size if self.exchange == "gathered" else 1
 
     @property
