@@ -206,6 +206,10 @@ class Channel:
             works = [group.recv([other], peer, tag), group.send([tensor], peer, tag)]
         return Pending(self, works, self._timeout, (tensor, other))
 
+    def sum_in(self, tensor: Tensor, group: dist.ProcessGroup) -> Pending:
+        """Begin to add a tensor up over the ranks, in place, in a group that is not one of these."""
+        return self._begun(dist.all_reduce, tensor, group=group)
+
     def broadcast(self, tensor: Tensor) -> None:
         """Give all ranks the first one's tensor."""
         self._begun(dist.broadcast, tensor, src=self._ranks[0], group=self._rows).wait()

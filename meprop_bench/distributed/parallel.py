@@ -117,7 +117,8 @@ class DataParallel(nn.Module):
             for number, layer in enumerate(choosing.values()):
                 layer.choose = Choice(self._agreement, number)
         here = weakref.ref(self)
-        if self._ddp is not None and comm_hook is None and _go_by_messages(self._ddp, channel, bucket_bytes):
+        self._by_messages = self._ddp is not None and _go_by_messages(self._ddp, channel, bucket_bytes)
+        if self._ddp is not None and comm_hook is None and _is_waited_for_here(self._ddp, channel):
             self._ddp.register_comm_hook(here, _dense_is_there)
         weakref.finalize(self, channel.close).atexit = False
         for number, bucket in enumerate(self._buckets):
@@ -244,11 +245,15 @@ def _arrived(here: weakref.ref[DataParallel], number: int, index: int, _: Tensor
 
 
 def _dense_is_there(here, bucket):  # type: ignore[no-untyped-def]  # torch compares annotations, which are texts here
-    """Sum dense gradients of `DistributedDataParallel`, whose hook this is, by a message; `_finish` waits for it."""
+    """Sum dense gradients of `DistributedDataParallel`, whose hook this is; `_finish` waits for them, as it can say in
+    one line that another rank has ended.
+    """
     model, future = here(), Future[Tensor]()
     model._begin()
-    mean = bucket.buffer().div_(model._channel.size)
-    model._dense.append((future, mean, model._channel.sum(mean, tag=DENSE)))
+    channel, mean = model._channel, bucket.buffer().div_(model._channel.size)
+    group = model._ddp.process_group  # whose collectives come in the order of its buckets
+    pending = channel.sum(mean, tag=DENSE) if model._by_messages else channel.sum_in(mean, group)
+    model._dense.append((future, mean, pending))
     return future
 
 
@@ -382,13 +387,16 @@ def _register(ddp: DistributedDataParallel | None, comm_hook: Any, group: Any) -
 
 
 def _go_by_messages(ddp: DistributedDataParallel, channel: Channel, most: int) -> bool:
-    """Whether dense gradients are so few that a message is faster than a collective, as it is between two ranks.
+    """Whether dense gradients are so few that a message is faster than a collective, as it is between two ranks."""
+    return channel.size == PAIR and sum(p.nbytes for p in ddp._module_parameters if p.requires_grad) <= most
+
+
+def _is_waited_for_here(ddp: DistributedDataParallel, channel: Channel) -> bool:
+    """Whether `_finish` can wait for dense gradients.
 
     Where the graph is static, the first pass waits for its hooks before any callback that comes after them.
     """
-    trained = [p for p in ddp._module_parameters if p.requires_grad]
-    here = channel.size == PAIR and not ddp.static_graph and all(channel.has_messages(p.device) for p in trained)
-    return here and sum(p.nbytes for p in trained) <= most
+    return not ddp.static_graph and all(channel.has_messages(p.device) for p in ddp._module_parameters)
 
 
 def _buckets(channel: Channel, entries: list[Entry], agreed: set[int], most: int) -> list[Bucket]:
