@@ -11,7 +11,8 @@ A layer's neurons are needed before its dx, and so before the layer below: backw
 n numbers. They are exchanged in every backward pass, also where gradients are only accumulated.
 
 Scores are told apart by a number of their layer that is added up with them. Before the first ones, ranks compare in
-which order their layers have run: where one did not run on some rank, the others would wait for its scores for ever.
+which order their layers have run, and with which k: where one did not run on some rank, the others would wait for its
+scores for ever; of another k they would take other neurons.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ _ADVICE = "exchange='agreed' needs all ranks to do the same; 'gathered' does not
 
 
 class Agreement:
-    """What the ranks have agreed on in one backward pass."""
+    """What the ranks have agreed on in one backward pass.
+
+    `_order` has two numbers for each layer that has run forward: which one it was, and its k.
+    """
 
     def __init__(self, channel: Channel, names: list[str]) -> None:
         self.channel, self.names = channel, names
@@ -46,10 +50,10 @@ class Agreement:
         self._order = array("q")
         self._compared: tuple[Tensor, Pending] | None = None
 
-    def ran(self, number: int) -> None:
+    def ran(self, number: int, k: int) -> None:
         """Be informed that a layer has run forward; for a checkpoint it does so again in backward, which is not new."""
         if not self._backward:
-            self._order.append(number)
+            self._order.extend((number, k))
 
     def begin(self) -> None:
         """Begin a backward pass: compare which layers have run."""
@@ -69,7 +73,8 @@ class Agreement:
         waiting.wait()
         for rank, (count, order) in enumerate(everyone.tolist()):
             if (count, order) != (len(self._order), zlib.crc32(self._order)):
-                what = f"{count} layers, this one {len(self._order)}" if count != len(self._order) else "another order"
+                own = len(self._order)
+                what = f"{count // 2} layers, this one {own // 2}" if count != own else "another order, or another k"
                 raise ExchangeError(
                     f"rank {rank} has run other layers than rank {self.channel.rank} ({what}), so that no selection can"
                     f" be agreed on: {_ADVICE}"
@@ -96,11 +101,11 @@ class Choice:
     def __init__(self, agreement: Agreement, number: int) -> None:
         self._agreement, self._number = weakref.ref(agreement), number
 
-    def ran(self) -> None:
+    def ran(self, k: int) -> None:
         """See `ops.chosen`."""
         agreement = self._agreement()
         if agreement is not None:
-            agreement.ran(self._number)
+            agreement.ran(self._number, k)
 
     def __call__(self, scores: Tensor, k: int) -> Tensor:
         """See `ops.chosen`."""

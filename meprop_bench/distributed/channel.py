@@ -102,11 +102,10 @@ class Channel:
     Args:
         group: of the ranks that train the model together; None for all.
         timeout: how long to wait for the others, None for as long as `group` does.
-        scores: whether ranks agree on selections.
 
     """
 
-    def __init__(self, group: dist.ProcessGroup | None, timeout: timedelta | None, *, scores: bool) -> None:
+    def __init__(self, group: dist.ProcessGroup | None, timeout: timedelta | None) -> None:
         group = dist.group.WORLD if group is None else group
         assert group is not None
         self.size, self.rank = dist.get_world_size(group), dist.get_rank(group)
@@ -117,11 +116,11 @@ class Channel:
         # Ranks outside of a part of them need not be here; groups are named by their ranks then, and a name must not be
         # used again, since others would find the addresses of those who had it: so such groups stay.
         self._part = group is not dist.group.WORLD
-        backend = dist.get_backend(group) if self._part else None
+        self._backend = dist.get_backend(group) if self._part else None
         with self.failing():
             self._control = self._new("gloo")
-            self._rows = self._new(backend)
-            self._scores = self._new(backend) if scores else None
+            self._rows = self._new(self._backend)
+        self._scores: dist.ProcessGroup | None = None
         self._gloo = _is_gloo(self._rows)
         self.forget()
 
@@ -129,6 +128,11 @@ class Channel:
         made = dist.new_group(self._ranks, timeout=self._timeout, backend=backend, use_local_synchronization=self._part)
         assert isinstance(made, dist.ProcessGroup)
         return made
+
+    def open_scores(self) -> None:
+        """Make what ranks need that agree on selections: all of them, once it is known that all do."""
+        with self.failing():
+            self._scores = self._new(self._backend)
 
     def close(self) -> None:
         """Give the connections and threads of the groups back: torch keeps groups until they are destroyed."""
@@ -201,6 +205,10 @@ class Channel:
         with self.failing():
             works = [group.recv([other], peer, tag), group.send([tensor], peer, tag)]
         return Pending(self, works, self._timeout, (tensor, other))
+
+    def sum_in(self, tensor: Tensor, group: dist.ProcessGroup) -> Pending:
+        """Begin to add a tensor up over the ranks, in place, in a group that is not one of these."""
+        return self._begun(dist.all_reduce, tensor, group=group)
 
     def broadcast(self, tensor: Tensor) -> None:
         """Give all ranks the first one's tensor."""

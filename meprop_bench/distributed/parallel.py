@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
+from itertools import zip_longest
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -32,6 +33,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parallel.distributed import _find_tensors
+from torch.nn.parameter import is_lazy
 
 from meprop_bench.distributed.agreed import Agreed, Agreement, Choice
 from meprop_bench.distributed.buckets import Bucket, Entry
@@ -94,8 +96,10 @@ class DataParallel(nn.Module):
         super().__init__()
         _check(module, exchange, ddp)
         entries, choosing = _entries(module, exchange), _choosing(module) if exchange == "agreed" else {}
-        self._channel = channel = Channel(process_group, timeout, scores=bool(choosing))
-        _check_alike(channel, [("exchange", exchange), ("bucket_bytes", bucket_bytes)], entries)
+        self._channel = channel = Channel(process_group, timeout)
+        _check_alike(channel, [("exchange", exchange), ("bucket_bytes", bucket_bytes)], module, entries, choosing)
+        if choosing:
+            channel.open_scores()
         self._ddp: DistributedDataParallel | None
         vars(self)["_ddp"] = _beside(  # not among the modules, so that its names are not in the state dict
             module, entries, process_group=process_group, find_unused_parameters=find_unused_parameters, **ddp
@@ -103,8 +107,8 @@ class DataParallel(nn.Module):
         self.module = module
         self._dense_bytes: float | None = _register(self._ddp, comm_hook, process_group)
         self._dense: list[tuple[Future[Tensor], Tensor, Pending]] = []
-        for entry in entries:
-            channel.broadcast(entry.parameter.detach())
+        for tensor in _not_of(self._ddp, module, entries):
+            channel.broadcast(tensor)
         agreed = {id(layer.weight) for layer in choosing.values()}
         alone = channel.size == 1
         self._buckets = [] if alone else _buckets(channel, entries, agreed, bucket_bytes)
@@ -113,7 +117,8 @@ class DataParallel(nn.Module):
             for number, layer in enumerate(choosing.values()):
                 layer.choose = Choice(self._agreement, number)
         here = weakref.ref(self)
-        if self._ddp is not None and comm_hook is None and _go_by_messages(self._ddp, channel, bucket_bytes):
+        self._by_messages = self._ddp is not None and _go_by_messages(self._ddp, channel, bucket_bytes)
+        if self._ddp is not None and comm_hook is None and _is_waited_for_here(self._ddp, channel):
             self._ddp.register_comm_hook(here, _dense_is_there)
         weakref.finalize(self, channel.close).atexit = False
         for number, bucket in enumerate(self._buckets):
@@ -240,11 +245,15 @@ def _arrived(here: weakref.ref[DataParallel], number: int, index: int, _: Tensor
 
 
 def _dense_is_there(here, bucket):  # type: ignore[no-untyped-def]  # torch compares annotations, which are texts here
-    """Sum dense gradients of `DistributedDataParallel`, whose hook this is, by a message; `_finish` waits for it."""
+    """Sum dense gradients of `DistributedDataParallel`, whose hook this is; `_finish` waits for them, as it can say in
+    one line that another rank has ended.
+    """
     model, future = here(), Future[Tensor]()
     model._begin()
-    mean = bucket.buffer().div_(model._channel.size)
-    model._dense.append((future, mean, model._channel.sum(mean, tag=DENSE)))
+    channel, mean = model._channel, bucket.buffer().div_(model._channel.size)
+    group = model._ddp.process_group  # whose collectives come in the order of its buckets
+    pending = channel.sum(mean, tag=DENSE) if model._by_messages else channel.sum_in(mean, group)
+    model._dense.append((future, mean, pending))
     return future
 
 
@@ -312,19 +321,26 @@ def _choosing(module: nn.Module) -> dict[str, MePropLinear]:
     }
 
 
-def _check_alike(channel: Channel, settings: list[tuple[str, Any]], entries: list[Entry]) -> None:
-    """Raise ValueError on all ranks if they would exchange different things."""
-    mine = list(settings)
-    for name, parameter, most in entries:
-        mine.append((name, f"{tuple(parameter.shape)} {parameter.dtype} of which {most} rows"))
+def _check_alike(
+    channel: Channel,
+    settings: list[tuple[str, Any]],
+    module: nn.Module,
+    entries: list[Entry],
+    choosing: dict[str, MePropLinear],
+) -> None:
+    """Raise ValueError on all ranks if they would exchange different things: before any does, as they would wait."""
+    most = {id(entry.parameter): entry.most for entry in entries}
+    mine = [f"{name} {value}" for name, value in settings]
+    for name, parameter in module.named_parameters():
+        shape = "not initialized" if is_lazy(parameter) else f"{tuple(parameter.shape)} {parameter.dtype}"
+        rows = f" of which {most[id(parameter)]} rows" if id(parameter) in most else ""
+        mine.append(f"{name} {shape}{rows}" + ("" if parameter.requires_grad else ", not trained"))
+    mine += [f"a selection of {name or 'the model'} to agree on" for name in choosing]
     for rank, theirs in enumerate(channel.descriptions(mine)):
         if theirs != mine:
-            pairs = [(a, b) for a, b in zip(mine, theirs, strict=False) if a != b]
-            counts = ("rows of", f"{len(mine)} parameters"), ("rows of", f"{len(theirs)} parameters")
-            (name, own), (other, value) = pairs[0] if pairs else counts
-            raise ValueError(
-                f"rank {rank} has another model than rank {channel.rank}: {other} {value} instead of {name} {own}"
-            )
+            pairs = zip_longest(mine, theirs, fillvalue="nothing")
+            own, other = next((a, b) for a, b in pairs if a != b)
+            raise ValueError(f"rank {rank} has another model than rank {channel.rank}: {other} instead of {own}")
 
 
 def _beside(module: nn.Module, entries: list[Entry], **keywords: Any) -> DistributedDataParallel | None:
@@ -348,6 +364,14 @@ def _beside(module: nn.Module, entries: list[Entry], **keywords: Any) -> Distrib
     return ddp
 
 
+def _not_of(ddp: DistributedDataParallel | None, module: nn.Module, entries: list[Entry]) -> Iterator[Tensor]:
+    """Yield what starts as rank 0 has it, and is not brought there by DistributedDataParallel, where that is."""
+    if ddp is None:
+        yield from (tensor.detach() for tensor in (*module.parameters(), *module.buffers()))
+    else:
+        yield from (entry.parameter.detach() for entry in entries)
+
+
 def _register(ddp: DistributedDataParallel | None, comm_hook: Any, group: Any) -> float | None:
     """Register a hook; return the bytes of the dense gradients that are summed, None where only the hook knows."""
     if ddp is None:
@@ -363,13 +387,16 @@ def _register(ddp: DistributedDataParallel | None, comm_hook: Any, group: Any) -
 
 
 def _go_by_messages(ddp: DistributedDataParallel, channel: Channel, most: int) -> bool:
-    """Whether dense gradients are so few that a message is faster than a collective, as it is between two ranks.
+    """Whether dense gradients are so few that a message is faster than a collective, as it is between two ranks."""
+    return channel.size == PAIR and sum(p.nbytes for p in ddp._module_parameters if p.requires_grad) <= most
+
+
+def _is_waited_for_here(ddp: DistributedDataParallel, channel: Channel) -> bool:
+    """Whether `_finish` can wait for dense gradients.
 
     Where the graph is static, the first pass waits for its hooks before any callback that comes after them.
     """
-    trained = [p for p in ddp._module_parameters if p.requires_grad]
-    here = channel.size == PAIR and not ddp.static_graph and all(channel.has_messages(p.device) for p in trained)
-    return here and sum(p.nbytes for p in trained) <= most
+    return not ddp.static_graph and all(channel.has_messages(p.device) for p in ddp._module_parameters)
 
 
 def _buckets(channel: Channel, entries: list[Entry], agreed: set[int], most: int) -> list[Bucket]:

@@ -33,8 +33,8 @@ _NATIVE = "meprop_bench.ops.kernels.native"
 class Selector(Protocol):
     """What chooses the neurons of one layer."""
 
-    def ran(self) -> None:
-        """Be informed that the layer has run forward, and will have to be chosen for if it runs backward."""
+    def ran(self, k: int) -> None:
+        """Be informed that the layer has run forward, and that k neurons have to be chosen if it runs backward."""
 
     def __call__(self, scores: Tensor, k: int) -> Tensor:
         """Return k neurons, int64 `(k,)`, ascending, for scores `(n,)`."""
@@ -49,7 +49,7 @@ def linear(x: Tensor, w: Tensor, b: Tensor | None, k: int, sparse: bool, kernel:
         RuntimeError: when differentiated twice.
 
     """
-    choose.ran()
+    choose.ran(k)
     return cast(Tensor, _Chosen.apply(x, w, b, (k, sparse, kernel, choose)))  # type: ignore[no-untyped-call]
 
 

@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from meprop_bench.errors import UserError
@@ -129,22 +130,23 @@ def merged(shards: Shards) -> tuple[Row | None, str]:
         UserError: the shards contradict each other: other steps, another metric, other data, a seed of another shard.
 
     """
-    plan, found = shards.plan, dict[str, tuple[Row, Parity]]()
+    plan, found = shards.plan, dict[Path, tuple[Row, Parity]]()
     for store, part in shards.found.values():
         for row in store.rows():
             if row.parity is None or not part.own >= set(map(str, row.parity.seeds)):
                 raise contradiction(
                     f"{store.folder.name} holds what is not its shard's: leave it out, and train it again"
                 )
-            found[store.folder.name] = row, row.parity
+            found[store.folder] = row, row.parity
     try:
         label, margin = Recipe(**plan["recipe"]).label, plan["margin"]
     except (KeyError, TypeError) as error:
         raise refused("the shards' plan is of no comparison", error) from None
     if not found:
         return None, label
-    (name, (row, first)), *others = found.items()
-    for other, (another, parity) in others:
+    (folder, (row, first)), *others = found.items()
+    for further, (another, parity) in others:
+        name, other = folder.name, further.name
         for what in ("task", "steps", "metric", "percent"):
             if (one := getattr(first, what)) != (two := getattr(parity, what)):
                 raise contradiction(f"{name} and {other} were trained differently: {what} is {one} and {two}")

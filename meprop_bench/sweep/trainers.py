@@ -119,7 +119,7 @@ def train(session: WorkerSession, recipe: Mapping[str, Any], seed: int, checkpoi
     from meprop_bench.tasks.run import run
 
     wanted = Recipe(**recipe)
-    key = json.dumps([wanted.task, dict(wanted.options), wanted.world_size, wanted.exchange])
+    key = json.dumps([wanted.task, dict(wanted.options), wanted.world_size])
     if session.loaded.keys() != {key}:
         session.loaded = {key: wanted.load()}  # one at a time: data are large
     task, path = session.loaded[key], Path(checkpoint)

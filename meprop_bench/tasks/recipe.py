@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from fnmatch import fnmatchcase
-from functools import cached_property, partial
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -29,7 +29,7 @@ from meprop_bench.tasks.build import is_model
 from meprop_bench.tasks.checks import check_count, check_k
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from meprop_bench.tasks.task import Task
 
@@ -155,6 +155,11 @@ class Recipe:
         return Watched(found) if self.watched else found
 
     @property
+    def parts(self) -> int:
+        """Parts of a batch that select by themselves: those of processes that gather rows; who agrees has the whole."""
+        return self.world_size if self.exchange == "gathered" else 1
+
+    @property
     def device(self) -> str:
         """Where it is trained, as axes have it."""
         device = str(self.options.get("device") or "cpu")
@@ -163,15 +168,14 @@ class Recipe:
     def load(self) -> Task:
         """Load the task; raises `UserError` as `load_task` does.
 
-        With several processes its batches are those of all. Where these gather their rows, each part of a batch selects
-        by itself, and the gradient is the mean of the parts'; processes that agree are one with the whole batch.
+        With several processes its batches are those of all; otherwise it depends on `task` and `options` alone.
         """
-        task = load_task(self.task, **self.options)
+        options = dict(self.options)
         if self.world_size > 1:
-            task = load_task(self.task, **{**self.options, "batch": task.batch * self.world_size})
-            if self.exchange == "gathered":
-                task.loss = partial(_loss_of_parts, task.loss, self.world_size)  # type: ignore[method-assign]
-        return task
+            own = options["batch"] if "batch" in options else load_task(self.task, **options).batch
+            check_count("batch", own)
+            options["batch"] = own * self.world_size
+        return load_task(self.task, **options)
 
     def sparsify(
         self,
@@ -258,14 +262,6 @@ class Recipe:
         late: dict[str, Any] = {"steps": None, "leave": None, "watched": False, "schedule": "constant"}
         late |= {"k_by_layer": None, "world_size": 1, "exchange": None}
         return {name: value for name, value in asdict(self).items() if name not in late or value != late[name]}
-
-
-def _loss_of_parts(loss: Callable[[Any, Any], Tensor], parts: int, model: nn.Module, batch: Any) -> Tensor:
-    """Return the mean loss of the equal parts of a batch, each of which passes through the model by itself."""
-    import torch
-
-    each = zip(*(torch.chunk(tensor, parts) for tensor in batch), strict=True)
-    return torch.stack([loss(model, part) for part in each]).mean()
 
 
 def _fitting(pattern: str, names: Iterable[str]) -> list[str]:

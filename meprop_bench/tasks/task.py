@@ -84,7 +84,7 @@ class Task(ABC):
         rate, parameters = self.entry.rates.get(recipe.optimizer), model.parameters()
         optimizer = make_optimizer(recipe.optimizer, parameters, gradient=recipe.gradient, fused=True, rate=rate)
         schedule = None if steps is None else make_schedule(recipe.schedule, optimizer, steps)
-        return _TaskStep(model, optimizer, self, schedule=schedule)
+        return _TaskStep(model, optimizer, self, recipe.parts, schedule=schedule)
 
     @abstractmethod
     def epoch(self, seed: int, epoch: int) -> Iterable[Any]:
@@ -121,6 +121,10 @@ class Task(ABC):
 @dataclass(frozen=True, eq=False)
 class _TaskStep(Step):
     task: Task
+    parts: int  # equal ones of a batch, each of which passes through the model by itself
 
     def forward(self, batch: Any) -> Tensor:
-        return self.task.loss(self.model, batch)
+        if self.parts == 1:
+            return self.task.loss(self.model, batch)
+        each = zip(*(torch.chunk(tensor, self.parts) for tensor in batch), strict=True)
+        return torch.stack([self.task.loss(self.model, part) for part in each]).mean()

@@ -20,6 +20,7 @@ PROGRAM = """
 import os
 import signal
 import sys
+import time
 from datetime import timedelta
 
 import torch
@@ -34,11 +35,13 @@ from meprop_bench.nn import convert
 def train(rank, folder, end, exchange):
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/{end}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+        "gloo", init_method=f"file://{folder}/{end}-{exchange}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
     )
-    model = nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 4))
-    convert(model, k=3, selection="unified", sparse=True)
-    model = DataParallel(model, exchange)
+    ring = exchange == "dense"  # what DistributedDataParallel sums, after the rows
+    model = nn.Sequential(*([nn.Linear(12, 12)] if ring else []), nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 4))
+    convert(model, k=3, selection="unified", sparse=True, filter=lambda _, name: name == str(int(ring)))
+    model = DataParallel(model, "gathered" if ring else exchange, bucket_bytes=1 if ring else 1 << 20)
+    inner = model.module
     for step in range(4):
         loss = model(torch.randn(5, 12)).sum()
         if step == 1:  # what follows does not come to a good end, however long it takes
@@ -47,7 +50,9 @@ def train(rank, folder, end, exchange):
             for group in (dist.group.WORLD, channel._control, channel._rows, channel._scores):
                 if group is not None:
                     dist.distributed_c10d._set_pg_timeout(timedelta(seconds=2), group)
-        if rank == 1 and step == 2:
+        if rank == 1 and step == 2 and ring:
+            inner[0].weight.register_hook(lambda _: time.sleep(1) or os.kill(os.getpid(), getattr(signal, end)))
+        elif rank == 1 and step == 2:
             os.kill(os.getpid(), getattr(signal, end))
         try:
             loss.backward()
@@ -56,11 +61,11 @@ def train(rank, folder, end, exchange):
 
 
 (folder,), others, first = sys.argv[1:], [], []
-for end, exchange in (("SIGKILL", "agreed"), ("SIGSTOP", "gathered")):
+for end, exchange in (("SIGKILL", "agreed"), ("SIGSTOP", "gathered"), ("SIGKILL", "dense")):
     for rank in range(2):
         process = os.fork()
         if not process:
-            os.dup2(os.open(f"{folder}/{end}{rank}", os.O_WRONLY | os.O_CREAT), 2)
+            os.dup2(os.open(f"{folder}/{end}-{exchange}{rank}", os.O_WRONLY | os.O_CREAT), 2)
             train(rank, folder, end, exchange)
             sys.exit()
         (others if rank else first).append(process)
@@ -76,12 +81,16 @@ def test_a_rank_ends_or_hangs(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-W", "ignore", "-c", PROGRAM, str(tmp_path)]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
-    for end, reason in (("SIGKILL", "onnection"), ("SIGSTOP", "imed out")):
+    for end, reason in (
+        ("SIGKILL-agreed", "onnection"),
+        ("SIGSTOP-gathered", "imed out"),
+        ("SIGKILL-dense", "onnection"),
+    ):
         said = (tmp_path / f"{end}0").read_text(encoding="utf-8")
         assert said.startswith("rank 0 of 2 cannot exchange gradients any more: another rank has ended or hangs"), said
         assert reason in said
         assert said.count("\n") == 1
-    assert done.stdout == "[1, 1]\n"
+    assert done.stdout == "[1, 1, 1]\n"
 
 
 def test_bytes():
@@ -90,9 +99,9 @@ def test_bytes():
 
 
 def case_groups_wait_as_long_as_that_of_the_model(rank):
-    channel = Channel(rank.group, None, scores=True)
+    channel = Channel(rank.group, None)
     assert channel._timeout == timedelta(seconds=60)
-    assert Channel(rank.group, timedelta(seconds=7), scores=False)._timeout == timedelta(seconds=7)
+    assert Channel(rank.group, timedelta(seconds=7))._timeout == timedelta(seconds=7)
     assert channel.total(rank.rank + 1) == sum(range(1, rank.size + 1))
 
 

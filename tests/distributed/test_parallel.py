@@ -414,6 +414,16 @@ def case_agreeing_needs_the_same_layers(rank):
         out.sum().backward()
 
 
+def case_agreeing_needs_the_same_k(rank):
+    """Also where the gradient is dense: there nobody would notice that others have selected other neurons."""
+    model = perceptron(4, sparse=False)
+    parallel = wrapped(rank, model, "agreed")
+    model[2].k = 4 + rank.rank
+    _, _, parts = batch_of([5] * rank.size)
+    with pytest.raises(ExchangeError, match=r"another order, or another k.*'gathered' does not$"):
+        F.cross_entropy(parallel(parts[rank.rank][0]), parts[rank.rank][1]).backward()
+
+
 def case_clipping(rank, exchange):
     model = perceptron(4)
     whole = copy.deepcopy(model)
@@ -529,6 +539,20 @@ def case_starts_from_the_first_rank(rank):
     wrapped(rank, model)
     for p, q in zip(model.parameters(), perceptron(4, seed=0).parameters(), strict=True):
         assert torch.equal(p, q)
+    # So does what DistributedDataParallel would take care of, where nothing is left for it to train.
+    model, first = (only_rows(seed) for seed in (rank.rank, 0))
+    wrapped(rank, model)
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+
+
+def only_rows(seed):
+    torch.manual_seed(seed)
+    rows = MePropLinear(13, 5, bias=False, k=2, selection="unified", sparse=True)
+    rows.weight = nn.Parameter(torch.randn(13, 5).t())
+    model = nn.Sequential(nn.Linear(7, 13).requires_grad_(False), rows, nn.BatchNorm1d(5, affine=False))
+    nn.init.normal_(model[2].running_mean)
+    return model
 
 
 def case_alone_or_without_rows(rank):
@@ -620,6 +644,11 @@ def case_refused(rank):
         (lambda: wrapped(rank, perceptron(4), mixed_precision=1), "DataParallel has no 'mixed_precision'"),
         (lambda: wrapped(rank, wrapped(rank, perceptron(4))), "the model is wrapped in DataParallel already"),
         (lambda: wrapped(rank, perceptron(4 + rank.rank)), "has another model than rank"),
+        (lambda: wrapped(rank, perceptron(4), ("gathered", "agreed")[rank.rank]), "exchange"),
+        (lambda: wrapped(rank, perceptron(4, widths=(13, 37, 29, 5 + rank.rank))), "4.weight"),
+        (lambda: wrapped(rank, perceptron(4, widths=(13, *[29] * (1 + rank.rank), 5))), "2.weight"),
+        (lambda: wrapped(rank, perceptron(4, sparse=rank.rank == 0)), "of which 4 rows"),
+        (lambda: wrapped(rank, halves(rank.rank), "agreed"), f"a selection of {2 * rank.rank} to agree on"),
         (lambda: wrapped(rank, tied()), "0.weight is also 1.weight, whose gradient is dense: set sparse=False"),
         (lambda: wrapped(rank, perceptron(4)).join(), "give all ranks as many batches"),
         (lambda: wrapped(rank, perceptron(4)).loss_weight(0), "no rank has an example"),
@@ -641,6 +670,13 @@ def case_refused(rank):
     model.module[0].sparse = True  # later
     with pytest.raises(RuntimeError, match="cannot reduce the sparse rows of this layer"):
         model(torch.randn(4, 13))
+
+
+def halves(selects):
+    """A model of which one layer of two is unified."""
+    model = perceptron(4, widths=(13, 13, 13, 5), sparse=False)
+    model[2 * (1 - selects)].selection = "example"
+    return model
 
 
 def tied():
@@ -759,7 +795,8 @@ def test_training(ranks, exchange, kind):
         case_buckets_of_two_kinds, case_static_graph, case_neurons_without_a_gradient,
         case_sums_that_cancel, case_ties_and_nan,
         case_no_sync_exchanges_nothing, case_layers_that_do_not_run,
-        case_agreeing_needs_the_same_layers, case_checkpoints, case_starts_from_the_first_rank,
+        case_agreeing_needs_the_same_layers, case_agreeing_needs_the_same_k,
+        case_checkpoints, case_starts_from_the_first_rank,
         case_alone_or_without_rows, case_bytes, case_operators, case_collectives, case_autocast_and_images,
         case_refused,
         case_afterwards_it_is_as_before, case_a_graph_that_is_kept_and_evaluation,

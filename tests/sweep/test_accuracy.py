@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +19,9 @@ from meprop_bench.sweep.accuracy import (
     trained,
 )
 from meprop_bench.sweep.parity import ParityPlan
+from meprop_bench.sweep.trainers import train
+from meprop_bench.sweep.worker import WorkerSession
+from meprop_bench.tasks import mnist
 from meprop_bench.tasks.recipe import Recipe
 from meprop_bench.tasks.run import run
 from meprop_bench.workloads import Case
@@ -151,7 +155,7 @@ def test_ranks_learn_as_one_process_would_whose_parts_of_a_batch_select_for_them
         loss.backward()
         return [parameter.grad.to_dense().clone() for parameter in model.parameters()]
 
-    got = gradients(task.loss(model, batch))
+    got = gradients(task.step(model, recipe).forward(batch))
     own = [gradients(plain.loss(model, part)) for part in zip(*(torch.chunk(t, parts) for t in batch), strict=True)]
     for found, *each in zip(got, *own, strict=True):
         torch.testing.assert_close(found, sum(each) / parts)
@@ -167,3 +171,22 @@ def test_what_ranks_gather_is_trained_apart_from_what_they_agree_on():
     for exchange in ("gathered", "agreed", "gathered"):
         accuracies.compare(_case(gradient="rows", optimizer="adagrad", world_size=2, exchange=exchange), train)
     assert asked == [True, False, True]
+
+
+def test_both_sides_of_a_comparison_for_several_processes_train_on_data_that_are_loaded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = []
+    load = mnist.load_images
+    monkeypatch.setattr(mnist, "load_images", lambda name: loaded.append(name) or load(name))
+    method = {"method": "unified", "k": 4, "gradient": "rows", "optimizer": "adagrad"}
+    session, found = WorkerSession(), []
+    for exchange in ("gathered", "agreed"):
+        recipe = Recipe("digits", {"batch": 25, "hidden": 16}, **method, steps=4, world_size=2, exchange=exchange)
+        for side in (recipe, recipe.dense()):
+            assert (side.parts, side.load().batch) == (2 if side.exchange == "gathered" else 1, 50)
+            loaded.clear()
+            asked = {"recipe": side.to_json(), "seed": 1, "checkpoint": str(tmp_path / f"{len(found)}.pt")}
+            found.append((train(session, **asked)["figure"], len(loaded)))
+    assert [count for _, count in found] == [1, 0, 0, 0]
+    assert found[1][0] == found[3][0]

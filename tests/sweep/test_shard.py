@@ -193,7 +193,10 @@ def test_seeds_of_a_comparison_in_shards_are_judged_as_one(tmp_path: Path, capsy
     one = Store.open(_train(tmp_path / "one", comparison))
     parts = [shard_of_parity(comparison, Shard(index, 2)) for index in (1, 2)]
     assert sorted(seed for own, _ in parts for seed in own.numbers) == [1, 2, 3, 4, 5]
-    folders = [str(_train(tmp_path / "shards", own, part)) for own, part in parts]
+    folders = []
+    for own, part in parts:  # as they come from two machines, by one name
+        (machine := tmp_path / str(part.shard.index)).mkdir()
+        folders.append(str(_train(tmp_path / "shards", own, part).rename(machine / "run")))
     (row,) = one.rows()
     assert row.parity is not None
     for form in ("table", "md", "json"):
