@@ -90,7 +90,7 @@ def test_no_choice_for_a_dense_layer_another_selection_or_without_gradients():
     linear(x, w, bias, k=3, selection="example", choose=choose).backward(dy)
     with torch.no_grad():
         linear(x, w, bias, k=3, selection="unified", choose=choose)
-    assert (choose.runs, choose.seen) == (0, [])
+    assert (choose.runs, choose.seen) == ([], [])
 
 
 def test_what_cannot_be_is_refused():

@@ -74,7 +74,7 @@ def test_it_is_read_as_the_folder_is(bundle, folder):
     assert document.rows == load(folder)[0].rows
     found = mb.load(bundle)
     assert len(found.rows) == len(document.rows)
-    with pytest.raises(UserError, match="copy the file"):
+    with pytest.raises(UserError, match="copy that file"):
         found.save(folder.parent / "new")
 
 
