@@ -426,7 +426,7 @@ def one_plan() -> dict[str, Any]:
 
 def test_a_plan_is_what_it_was() -> None:
     assert plan_of(one_plan()).to_json() == plan_axes({"k": [3], "threads": [1]}).to_json()
-    with pytest.raises(UserError, match="another command"):
+    with pytest.raises(UserError, match="not one of speedup"):
         plan_of({"cases": []})
 
 
