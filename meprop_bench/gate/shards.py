@@ -40,7 +40,7 @@ from meprop_bench.results.store import replace_file
 
 __all__ = ["FIGURES_OF_A_CASE", "GateShard", "Merged", "Revision", "merged", "read", "save"]
 
-SCHEMA = "meprop-bench-gate-shard/1"
+SCHEMA = "meprop-bench-gate-shard/2"
 _BEGINS = f'{{\n "schema": "{SCHEMA}"'.encode()
 
 FIGURES_OF_A_CASE = 5
@@ -314,13 +314,13 @@ class _ShardFile(msgspec.Struct):
     own: bool
     series: list[_Series]
     notes: list[str]
-    remarks: list[tuple[str, str]]
     environment: dict[str, Any]
     rounds: Number
     lacking: dict[str, tuple[str, bool]]
     doubts: list[str]
     repeat: list[str]
     seconds: Amount
+    remarks: list[tuple[str, str]] = []
 
 
 def _record(one: Series) -> dict[str, Any]:
